@@ -1,0 +1,79 @@
+//! Time comes in as an argument. Wall time is for what people and the database read; deadlines and
+//! lifetimes use the monotonic clock, which does not jump when somebody sets the date.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Milliseconds since 1970-01-01T00:00:00Z, as every table stores time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Millis(pub i64);
+
+impl Millis {
+    /// RFC 3339 in UTC with milliseconds, as the API shows time.
+    pub fn rfc3339(self) -> String {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+            .ok()
+            .and_then(|time| time.format(&Rfc3339).ok())
+            .unwrap_or_else(|| "1970-01-01T00:00:00Z".to_owned())
+    }
+
+    /// This time moved by `by`; saturates at the ends of time.
+    pub fn plus(self, by: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// The (year, month) that it is now in the last time zone on earth (UTC-12), in which a card may
+    /// still be in its last month.
+    pub fn last_year_month(self) -> (i32, u8) {
+        let seconds = self.0.div_euclid(1000) - 12 * 3600;
+        OffsetDateTime::from_unix_timestamp(seconds)
+            .map(|time| (time.year(), u8::from(time.month())))
+            .unwrap_or((1970, 1))
+    }
+}
+
+/// Where time comes from.
+pub trait Clock: Send + Sync {
+    /// Wall time.
+    fn now(&self) -> Millis;
+    /// Monotonic time.
+    fn instant(&self) -> Instant;
+}
+
+/// A clock that many tasks share.
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The machine's own clock.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Millis {
+        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+        Millis(i64::try_from(now).unwrap_or(i64::MAX))
+    }
+
+    fn instant(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_shown_in_utc() {
+        assert_eq!(Millis(1_772_366_400_123).rfc3339(), "2026-03-01T12:00:00.123Z");
+        assert_eq!(Millis(i64::MAX).rfc3339(), "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn the_last_zone_on_earth_changes_month_twelve_hours_late() {
+        let midnight = 1_772_323_200_000; // 2026-03-01T00:00:00Z
+        assert_eq!(Millis(midnight).last_year_month(), (2026, 2));
+        assert_eq!(Millis(midnight + 12 * 3_600_000).last_year_month(), (2026, 3));
+    }
+}

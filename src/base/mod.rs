@@ -1,0 +1,15 @@
+//! Words that every floor uses: secrets, cards, ids, money, strict JSON, time, randomness, limits.
+//!
+//! Pure: nothing here reads a file, a socket or a database. Values are parsed once, at the edge; after
+//! that their type says that they are good.
+
+pub mod bytes;
+pub mod card;
+pub mod clock;
+pub mod cvv;
+pub mod entropy;
+pub mod fault;
+pub mod ids;
+pub mod limits;
+pub mod sealed;
+pub mod secret;

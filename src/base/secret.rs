@@ -1,0 +1,97 @@
+//! Holders for bytes that must not be seen: no `Debug` of the content, no `Clone`, wiped on drop.
+
+use secrecy::SecretBox;
+use zeroize::Zeroizing;
+
+/// A 256-bit symmetric key. `expose_secret` is the one loud way to its bytes.
+pub type Key256 = SecretBox<[u8; 32]>;
+
+/// Makes a [`Key256`] in place, so that no copy of it stays on the way.
+pub fn key256(fill: impl FnOnce(&mut [u8; 32])) -> Key256 {
+    SecretBox::init_with_mut(fill)
+}
+
+/// A buffer of sensitive bytes with a fixed capacity: it never regrows, so it leaves no copy behind,
+/// and it is wiped on drop.
+pub struct SecretBuf(Zeroizing<Vec<u8>>);
+
+/// The buffer was asked to hold more than it was made for.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a secret buffer is full")]
+pub struct BufferFull;
+
+impl SecretBuf {
+    /// An empty buffer for at most `capacity` bytes.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self(Zeroizing::new(Vec::with_capacity(capacity)))
+    }
+
+    /// Takes over a vector; its capacity stays what it is.
+    pub fn from_vec(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Appends, or refuses where that would regrow the buffer.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), BufferFull> {
+        if self.0.capacity() - self.0.len() < bytes.len() {
+            return Err(BufferFull);
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// The bytes. Named so that each use can be found.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Number of bytes held.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Sensitive text: names, addresses, raw JSON of a caller. Wiped on drop, never shown.
+pub struct SecretText(Zeroizing<String>);
+
+impl SecretText {
+    /// Takes over a string.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text. Named so that each use can be found.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for SecretText {
+    fn from(text: &str) -> Self {
+        Self::new(text.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_buffer_refuses_to_regrow() {
+        let mut buffer = SecretBuf::with_capacity(4);
+        assert!(buffer.push(b"1234").is_ok());
+        assert_eq!(buffer.push(b"5"), Err(BufferFull));
+        assert_eq!(buffer.expose(), b"1234");
+    }
+
+    #[test]
+    fn a_key_does_not_show_itself() {
+        let key = key256(|bytes| bytes.fill(0x41));
+        assert!(!format!("{key:?}").contains("65") && !format!("{key:?}").contains("AAAA"));
+    }
+}

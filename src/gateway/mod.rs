@@ -1,0 +1,3 @@
+//! The way out to the payment gateway.
+
+pub mod antom;

@@ -1,0 +1,7 @@
+//! cardvault: a server-to-server PCI card vault and tokenizer. `ARCHITECTURE.md` is the map.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod base;
+pub mod gateway;

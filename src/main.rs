@@ -1,0 +1,3 @@
+//! The `cardvault` binary.
+
+fn main() {}
