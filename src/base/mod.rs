@@ -10,6 +10,8 @@ pub mod cvv;
 pub mod entropy;
 pub mod fault;
 pub mod ids;
+pub mod json;
 pub mod limits;
+pub mod money;
 pub mod sealed;
 pub mod secret;
