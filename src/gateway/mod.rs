@@ -1,3 +1,35 @@
-//! The way out to the payment gateway.
+//! The way out to the payment gateway: one call at a time, signed out and verified in. What an exchange
+//! means for a payment is decided above; here it is only told apart whether a verified answer came,
+//! whether nothing was sent, or whether nobody can know.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::base::secret::SecretBuf;
 
 pub mod antom;
+
+/// Which of the gateway's calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// Authorise a payment.
+    Pay,
+    /// Ask what became of one.
+    InquiryPayment,
+}
+
+/// How a call ended.
+pub enum Exchange {
+    /// An answer whose signature is right.
+    Answered(antom::verify::VerifiedText),
+    /// Provably not one byte of the request left this process.
+    NotSent(&'static str),
+    /// The request may have arrived; there is no answer to trust.
+    NoAnswer(&'static str),
+}
+
+/// A gateway account that can be called.
+pub trait Gateway: Send + Sync {
+    /// Sends `body` as it is and waits for the answer, within the account's time limits.
+    fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>>;
+}

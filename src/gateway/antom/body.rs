@@ -1,0 +1,268 @@
+//! Builds the pay body from the typed card section and the caller's untouched remainder.
+//!
+//! The body is first a [`Template`], with holes where the PAN and sensitive authentication data belong:
+//! that is what may be kept (sealed). Only [`Template::fill`] makes the real body, in one buffer of the
+//! exact size, which is signed, sent and wiped.
+
+use crate::base::bytes::{length_prefixed, split_length_prefixed};
+use crate::base::card::Pan;
+use crate::base::json::{ObjectWriter, push_string};
+use crate::base::secret::{SecretBuf, SecretText};
+use crate::model::card::{Details, Parts};
+use crate::model::pay_request::{PayRequest, Sensitive};
+
+/// What is missing at a place of a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hole {
+    CardNo,
+    Cvv,
+    Cavv,
+    PasswordDigest,
+}
+
+impl Hole {
+    const ALL: [Self; 4] = [Self::CardNo, Self::Cvv, Self::Cavv, Self::PasswordDigest];
+
+    /// Stands for the hole while the text is put together. U+0001 is never in JSON text.
+    fn marker(self) -> &'static str {
+        match self {
+            Self::CardNo => "\u{1}n\u{1}",
+            Self::Cvv => "\u{1}v\u{1}",
+            Self::Cavv => "\u{1}a\u{1}",
+            Self::PasswordDigest => "\u{1}d\u{1}",
+        }
+    }
+}
+
+/// A pay body without its PAN, CVV, cryptogram and card password.
+pub struct Template(SecretText);
+
+/// A template cannot be filled: it needs something that is not there any more, or it is damaged.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the pay body cannot be completed")]
+pub struct CannotFill;
+
+/// What the vault says about the card of a payment (reference, section 8.1).
+pub struct CardFlags {
+    /// Whether the card was kept from an earlier payment.
+    pub is_card_on_file: bool,
+}
+
+impl Template {
+    /// The body of a payment with a card of the vault.
+    pub fn with_card(request: &PayRequest, details: &Details, flags: &CardFlags) -> Self {
+        let mut metadata = ObjectWriter::default();
+        metadata.raw("cardNo", &quoted(Hole::CardNo));
+        metadata.string("expiryYear", &details.expiry.year_text());
+        metadata.string("expiryMonth", &details.expiry.month_text());
+        if let Some(name) = &details.name {
+            metadata.raw("cardholderName", &name.json());
+        }
+        let passes = |wanted: &str| request.metadata.iter().any(|(name, _)| name == wanted);
+        if let (Some(address), false) = (&details.address, passes("billingAddress")) {
+            metadata.raw("billingAddress", &Parts::json(address));
+        }
+        if request.sensitive.cvv.is_some() {
+            metadata.raw("cvv", &quoted(Hole::Cvv));
+        }
+        if request.sensitive.password_digest.is_some() {
+            metadata.raw("cardPasswordDigest", &quoted(Hole::PasswordDigest));
+        }
+        pass_metadata(&mut metadata, request);
+        metadata.raw("isCardOnFile", if flags.is_card_on_file { "true" } else { "false" });
+        Self::whole(request, Some(&metadata.finish()))
+    }
+
+    /// The body of a payment whose card the buyer types on Antom's page: the caller's own.
+    pub fn hosted_page(request: &PayRequest) -> Self {
+        let mut metadata = ObjectWriter::default();
+        pass_metadata(&mut metadata, request);
+        let metadata = metadata.finish();
+        Self::whole(request, request.has_metadata.then_some(metadata.as_str()))
+    }
+
+    fn whole(request: &PayRequest, metadata: Option<&str>) -> Self {
+        let mut method = ObjectWriter::default();
+        for (name, raw) in &request.method {
+            method.raw(name, raw.expose());
+        }
+        if let Some(metadata) = metadata {
+            method.raw("paymentMethodMetaData", metadata);
+        }
+        let method = SecretText::new(method.finish());
+        let mut body = ObjectWriter::default();
+        for (name, raw) in &request.top {
+            body.raw(name, if name == "paymentMethod" { method.expose() } else { raw.expose() });
+        }
+        Self(SecretText::new(body.finish()))
+    }
+
+    /// The template as bytes, to be sealed.
+    pub fn to_bytes(&self) -> SecretBuf {
+        SecretBuf::from_vec(length_prefixed(&[b"template/1", self.0.expose().as_bytes()]))
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    pub fn from_bytes(bytes: &SecretBuf) -> Result<Self, CannotFill> {
+        let parts = split_length_prefixed(bytes.expose()).ok_or(CannotFill)?;
+        match parts.as_slice() {
+            [b"template/1", text] => {
+                let text = std::str::from_utf8(text).map_err(|_| CannotFill)?;
+                Ok(Self(text.into()))
+            }
+            _ => Err(CannotFill),
+        }
+    }
+
+    /// Whether the body needs a PAN.
+    pub fn needs_card(&self) -> bool {
+        self.0.expose().contains(Hole::CardNo.marker())
+    }
+
+    /// The body with every hole marked by what belongs there, for people to look at.
+    pub fn masked(&self, card_no: &str) -> String {
+        Hole::ALL.into_iter().fold(self.0.expose().to_owned(), |text, hole| {
+            text.replace(hole.marker(), if hole == Hole::CardNo { card_no } else { "***" })
+        })
+    }
+
+    /// The body as it is sent.
+    pub fn fill(&self, pan: Option<&Pan>, sensitive: &Sensitive) -> Result<SecretBuf, CannotFill> {
+        let value = |hole: Hole| match hole {
+            Hole::CardNo => pan.map(Pan::expose),
+            Hole::Cvv => sensitive.cvv.as_ref().map(|cvv| cvv.expose()),
+            Hole::Cavv => sensitive.cavv.as_ref().map(SecretText::expose),
+            Hole::PasswordDigest => sensitive.password_digest.as_ref().map(SecretText::expose),
+        };
+        let text = self.0.expose();
+        // Values are at most 64 characters that need no escape (checked where they are read).
+        let mut body = SecretBuf::with_capacity(text.len() + 4 * 64);
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('\u{1}') {
+            let (mark, after) = after.split_once('\u{1}').ok_or(CannotFill)?;
+            let hole = Hole::ALL
+                .into_iter()
+                .find(|hole| hole.marker().trim_matches('\u{1}') == mark)
+                .ok_or(CannotFill)?;
+            body.push(before.as_bytes()).map_err(|_| CannotFill)?;
+            body.push(value(hole).ok_or(CannotFill)?.as_bytes()).map_err(|_| CannotFill)?;
+            rest = after;
+        }
+        body.push(rest.as_bytes()).map_err(|_| CannotFill)?;
+        Ok(body)
+    }
+}
+
+fn quoted(hole: Hole) -> String {
+    format!("\"{}\"", hole.marker())
+}
+
+fn pass_metadata(out: &mut ObjectWriter, request: &PayRequest) {
+    for (place, (name, raw)) in request.metadata.iter().enumerate() {
+        if request.mpi_with_cavv == Some(place) {
+            out.raw(name, &with_cavv(raw));
+        } else if name != "isCardOnFile" {
+            out.raw(name, raw.expose());
+        }
+    }
+}
+
+/// `mpiData` with the hole for its cryptogram put back.
+fn with_cavv(mpi: &SecretText) -> String {
+    let inner = mpi.expose().trim().trim_start_matches('{').trim_end_matches('}');
+    let comma = if inner.trim().is_empty() { "" } else { "," };
+    let mut name = String::new();
+    push_string(&mut name, "cavv");
+    format!("{{{inner}{comma}{name}:{}}}", quoted(Hole::Cavv))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock::Millis;
+    use crate::model::pay_request::CardForm;
+
+    const NOW: Millis = Millis(1_772_366_400_000);
+
+    fn sent(text: &str) -> serde_json::Value {
+        let request = PayRequest::read(text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
+        let (template, pan) = match &request.card {
+            CardForm::Inline(card) => {
+                let flags = CardFlags { is_card_on_file: false };
+                (Template::with_card(&request, &card.details, &flags), Some(&card.pan))
+            }
+            _ => (Template::hosted_page(&request), None),
+        };
+        let kept = template.to_bytes();
+        let kept_text = String::from_utf8_lossy(kept.expose());
+        if let Some(pan) = pan {
+            assert!(!kept_text.contains(pan.expose()) && template.needs_card());
+        }
+        for secret in [
+            request.sensitive.cvv.as_ref().map(|cvv| format!("\"{}\"", cvv.expose())),
+            request.sensitive.cavv.as_ref().map(|text| text.expose().to_owned()),
+        ] {
+            assert!(secret.is_none_or(|secret| !kept_text.contains(&secret)));
+        }
+        let again = Template::from_bytes(&kept).expect("a template");
+        let body = again.fill(pan, &request.sensitive).expect("a body");
+        assert_eq!(body.expose(), template.fill(pan, &request.sensitive).expect("a body").expose());
+        serde_json::from_slice(body.expose()).expect("JSON")
+    }
+
+    /// What the official SDK would send for the same payment, member for member, for the bodies that
+    /// need neither an agreement nor Antom's token.
+    #[test]
+    fn bodies_equal_the_sdks() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/vectors/antom/s2s_pay_requests.json"))
+                .expect("vectors");
+        let scenarios = vectors["scenarios"].as_array().expect("scenarios");
+        let mut compared = 0;
+        for scenario in scenarios {
+            let metadata = &scenario["body"]["paymentMethod"]["paymentMethodMetaData"];
+            if metadata["isCardOnFile"] != false && !metadata["isCardOnFile"].is_null() {
+                continue;
+            }
+            let text = serde_json::to_string(&scenario["body"]).expect("text");
+            assert_eq!(sent(&text), scenario["body"], "{}", scenario["name"]);
+            compared += 1;
+        }
+        assert_eq!(compared, 8);
+    }
+
+    #[test]
+    fn the_documents_samples_leave_as_they_came() {
+        for text in [
+            include_str!("../../../tests/samples/pay-server-to-server.json"),
+            include_str!("../../../tests/samples/pay-hosted-page.json"),
+        ] {
+            assert_eq!(sent(text), serde_json::from_str::<serde_json::Value>(text).expect("JSON"));
+        }
+    }
+
+    #[test]
+    fn what_the_vault_does_not_own_is_kept_byte_for_byte() {
+        let text = include_str!("../../../tests/samples/pay-hosted-page.json").replacen(
+            "\"env\"",
+            "\"newMember\": [ 1.50, {\"deep\" :\t\"\\u00e9\"} ],\n\"env\"",
+            1,
+        );
+        let request = PayRequest::read(&text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
+        let body = Template::hosted_page(&request).fill(None, &request.sensitive).expect("a body");
+        let body = String::from_utf8(body.expose().to_vec()).expect("text");
+        assert!(body.contains("\"newMember\":[ 1.50, {\"deep\" :\t\"\\u00e9\"} ]"), "{body}");
+    }
+
+    #[test]
+    fn a_body_is_not_completed_without_what_it_needs() {
+        let text = include_str!("../../../tests/samples/pay-server-to-server.json");
+        let request = PayRequest::read(text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
+        let CardForm::Inline(card) = &request.card else { panic!("inline") };
+        let template = Template::with_card(&request, &card.details, &CardFlags { is_card_on_file: false });
+        assert_eq!(template.fill(None, &request.sensitive).err(), Some(CannotFill));
+        assert_eq!(template.fill(Some(&card.pan), &Sensitive::default()).err(), Some(CannotFill));
+        assert!(Template::from_bytes(&SecretBuf::from_vec(b"x".to_vec())).is_err());
+        assert!(template.masked("************6383").contains("\"cvv\":\"***\""));
+    }
+}

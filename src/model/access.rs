@@ -1,0 +1,252 @@
+//! Who may do what. A client is a certificate of the configured CA with a configured name; it maps to
+//! one merchant and a set of scopes, and everything else is denied (PCI DSS 7.3.3).
+
+use std::collections::BTreeSet;
+use std::marker::PhantomData;
+
+use crate::base::ids::{ClientName, GatewayAccount, Merchant, RequestId};
+
+/// A right that a client can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Read masked cards.
+    CardsRead,
+    /// Tokenise, update, hold a CVV.
+    CardsWrite,
+    /// Erase.
+    CardsDelete,
+    /// Pay.
+    PaymentsCreate,
+    /// Pay without the buyer.
+    PaymentsMit,
+    /// Read payments.
+    PaymentsRead,
+    /// Capture, cancel, refund.
+    PaymentsModify,
+    /// Read agreements.
+    AgreementsRead,
+    /// Withdraw consent.
+    AgreementsWrite,
+    /// Read the event feed.
+    EventsRead,
+}
+
+impl Scope {
+    /// Every scope, in the order of the documentation.
+    pub const ALL: [Self; 10] = [
+        Self::CardsRead,
+        Self::CardsWrite,
+        Self::CardsDelete,
+        Self::PaymentsCreate,
+        Self::PaymentsMit,
+        Self::PaymentsRead,
+        Self::PaymentsModify,
+        Self::AgreementsRead,
+        Self::AgreementsWrite,
+        Self::EventsRead,
+    ];
+
+    /// The scope's name in the configuration and the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CardsRead => "cards:read",
+            Self::CardsWrite => "cards:write",
+            Self::CardsDelete => "cards:delete",
+            Self::PaymentsCreate => "payments:create",
+            Self::PaymentsMit => "payments:mit",
+            Self::PaymentsRead => "payments:read",
+            Self::PaymentsModify => "payments:modify",
+            Self::AgreementsRead => "agreements:read",
+            Self::AgreementsWrite => "agreements:write",
+            Self::EventsRead => "events:read",
+        }
+    }
+
+    /// Reads a scope's name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == text)
+    }
+}
+
+/// A configured client.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Its name in the configuration.
+    pub name: ClientName,
+    /// The name that its certificate must carry.
+    pub san: SanName,
+    /// If set, the SHA-256 of the SubjectPublicKeyInfo that the certificate must have.
+    pub spki_sha256: Option<[u8; 32]>,
+    /// The merchant whose objects it sees.
+    pub merchant: Merchant,
+    /// Antom's client id of that merchant.
+    pub account: GatewayAccount,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+}
+
+/// A subject alternative name, compared exactly. The common name is never looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SanName {
+    /// A URI, such as `spiffe://cardvault/acme/checkout`.
+    Uri(String),
+    /// A DNS name.
+    Dns(String),
+}
+
+/// What a verified certificate says of its holder.
+pub struct Presented<'a> {
+    /// URI names.
+    pub uris: &'a [String],
+    /// DNS names.
+    pub dns: &'a [String],
+    /// SHA-256 of the SubjectPublicKeyInfo.
+    pub spki_sha256: &'a [u8; 32],
+}
+
+/// Finds the one client that a certificate stands for; none where no name is configured, or where its
+/// names belong to more than one client.
+pub fn identify<'c>(clients: &'c [Client], presented: &Presented<'_>) -> Option<&'c Client> {
+    let mut matching = clients.iter().filter(|client| {
+        let named = match &client.san {
+            SanName::Uri(uri) => presented.uris.contains(uri),
+            SanName::Dns(name) => presented.dns.contains(name),
+        };
+        named && client.spki_sha256.is_none_or(|pin| pin == *presented.spki_sha256)
+    });
+    let client = matching.next()?;
+    matching.next().is_none().then_some(client)
+}
+
+/// A request's caller, once identified.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Who calls.
+    pub client: Client,
+    /// This request's id, for logs and answers.
+    pub request_id: RequestId,
+}
+
+/// The caller lacks a scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client lacks a scope")]
+pub struct MissingScope(pub Scope);
+
+/// An action that needs a scope.
+pub trait Action {
+    /// The scope that it needs.
+    const SCOPE: Scope;
+}
+
+macro_rules! actions {
+    ($($(#[$doc:meta])* $name:ident => $scope:ident),* $(,)?) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name;
+
+        impl Action for $name {
+            const SCOPE: Scope = Scope::$scope;
+        }
+    )*};
+}
+
+actions! {
+    /// Read masked cards.
+    ReadCards => CardsRead,
+    /// Tokenise, update, hold a CVV.
+    WriteCards => CardsWrite,
+    /// Erase a card.
+    EraseCards => CardsDelete,
+    /// Pay.
+    Pay => PaymentsCreate,
+    /// Read payments.
+    ReadPayments => PaymentsRead,
+}
+
+/// Evidence of a decision: only [`Caller::allow`] makes one, and an operation demands it, so that no
+/// operation can be called without the decision.
+#[derive(Debug, Clone)]
+pub struct Allowed<A> {
+    caller: Caller,
+    action: PhantomData<A>,
+}
+
+impl Caller {
+    /// Decides whether the caller may do `A`.
+    pub fn allow<A: Action>(&self) -> Result<Allowed<A>, MissingScope> {
+        if self.client.scopes.contains(&A::SCOPE) {
+            Ok(Allowed { caller: self.clone(), action: PhantomData })
+        } else {
+            Err(MissingScope(A::SCOPE))
+        }
+    }
+}
+
+impl<A> Allowed<A> {
+    /// Whose objects the action is limited to.
+    pub fn merchant(&self) -> &Merchant {
+        &self.caller.client.merchant
+    }
+
+    /// The account within which request ids are unique.
+    pub fn account(&self) -> &GatewayAccount {
+        &self.caller.client.account
+    }
+
+    /// Who acts.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(name: &str, uri: &str, scopes: &[Scope]) -> Client {
+        Client {
+            name: ClientName::parse(name).expect("a name"),
+            san: SanName::Uri(uri.to_owned()),
+            spki_sha256: None,
+            merchant: Merchant::parse("acme").expect("a merchant"),
+            account: GatewayAccount::parse("SANDBOX_1").expect("an account"),
+            scopes: scopes.iter().copied().collect(),
+        }
+    }
+
+    fn found<'c>(clients: &'c [Client], uris: &[&str], dns: &[&str], spki: [u8; 32]) -> Option<&'c str> {
+        let (uris, dns): (Vec<String>, Vec<String>) =
+            (uris.iter().map(|s| (*s).to_owned()).collect(), dns.iter().map(|s| (*s).to_owned()).collect());
+        identify(clients, &Presented { uris: &uris, dns: &dns, spki_sha256: &spki }).map(|c| c.name.as_str())
+    }
+
+    #[test]
+    fn a_name_is_compared_exactly_and_by_kind() {
+        let clients = [client("one", "spiffe://a/one", &[]), client("two", "spiffe://a/two", &[])];
+        assert_eq!(found(&clients, &["spiffe://a/one"], &[], [0; 32]), Some("one"));
+        assert_eq!(found(&clients, &["spiffe://a/ONE"], &[], [0; 32]), None);
+        assert_eq!(found(&clients, &["spiffe://a/one/"], &[], [0; 32]), None);
+        assert_eq!(found(&clients, &[], &["spiffe://a/one"], [0; 32]), None);
+        assert_eq!(found(&clients, &["spiffe://a/one", "spiffe://a/two"], &[], [0; 32]), None);
+    }
+
+    #[test]
+    fn a_pinned_client_needs_its_key() {
+        let mut pinned = client("one", "spiffe://a/one", &[]);
+        pinned.spki_sha256 = Some([7; 32]);
+        let clients = [pinned];
+        assert_eq!(found(&clients, &["spiffe://a/one"], &[], [7; 32]), Some("one"));
+        assert_eq!(found(&clients, &["spiffe://a/one"], &[], [8; 32]), None);
+    }
+
+    #[test]
+    fn only_a_scope_that_is_held_is_allowed() {
+        let caller = Caller {
+            client: client("one", "x:y", &[Scope::CardsRead]),
+            request_id: RequestId::make().expect("entropy"),
+        };
+        assert!(caller.allow::<ReadCards>().is_ok());
+        assert_eq!(caller.allow::<WriteCards>().err(), Some(MissingScope(Scope::CardsWrite)));
+        assert_eq!(Scope::ALL.map(|scope| Scope::parse(scope.name())), Scope::ALL.map(Some));
+    }
+}

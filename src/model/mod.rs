@@ -1,0 +1,8 @@
+//! What things are, and which changes are legal. Pure: no I/O, no clock of its own.
+
+pub mod access;
+pub mod card;
+pub mod pay_request;
+pub mod payment;
+pub mod rules;
+pub mod vocabulary;

@@ -1,0 +1,625 @@
+//! The body of `POST /v1/payments`: Antom's own pay request, with the members that the vault owns taken
+//! out and typed, and all others kept as they were written.
+
+use std::borrow::Cow;
+
+use crate::base::card::{Pan, find_pans};
+use crate::base::clock::Millis;
+use crate::base::cvv::Cvv;
+use crate::base::fault::FieldFault;
+use crate::base::ids::{BuyerId, CardId, PaymentRequestId};
+use crate::base::json::{self, Object};
+use crate::base::money::Amount;
+use crate::base::secret::SecretText;
+
+use super::card::{CardReader, Details, Parts, TypedCard};
+use super::vocabulary;
+
+const METADATA: &str = "/paymentMethod/paymentMethodMetaData";
+
+/// Members of `paymentMethodMetaData` that the vault writes itself.
+const OWNED: &[&str] = &[
+    "cardNo",
+    "cvv",
+    "expiryMonth",
+    "expiryYear",
+    "cardholderName",
+    "isCardOnFile",
+    "recurringType",
+    "networkTransactionId",
+    "cardPasswordDigest",
+];
+
+/// Which card is paid with.
+pub enum CardForm {
+    /// Typed in this request.
+    Inline(TypedCard),
+    /// One of the vault's.
+    Reference(CardId),
+    /// None: the buyer types it on Antom's page.
+    HostedPage,
+}
+
+/// Sensitive authentication data that a payment brings along. None of it is ever stored.
+#[derive(Default)]
+pub struct Sensitive {
+    /// Card verification value.
+    pub cvv: Option<Cvv>,
+    /// 3D Secure cryptogram of `mpiData`.
+    pub cavv: Option<SecretText>,
+    /// First two digits of a Korean card's password.
+    pub password_digest: Option<SecretText>,
+}
+
+impl Sensitive {
+    /// Whether there is nothing to protect.
+    pub fn is_empty(&self) -> bool {
+        self.cvv.is_none() && self.cavv.is_none() && self.password_digest.is_none()
+    }
+}
+
+/// A member that is passed on: its name and its raw value.
+pub type Member = (String, SecretText);
+
+/// What the caller says of the card beside a reference; it must agree with what is stored.
+#[derive(Default)]
+pub struct Claims {
+    /// `expiryMonth`.
+    pub month: Option<u8>,
+    /// `expiryYear`.
+    pub year: Option<u8>,
+    /// `cardholderName`.
+    pub name: Option<Parts>,
+}
+
+/// A pay request, read and checked as far as the vault answers for it.
+pub struct PayRequest {
+    /// The idempotency key.
+    pub payment_request_id: PaymentRequestId,
+    /// What is charged.
+    pub amount: Amount,
+    /// `order.buyer.referenceBuyerId`.
+    pub buyer: Option<BuyerId>,
+    /// Which card.
+    pub card: CardForm,
+    /// CVV and its like.
+    pub sensitive: Sensitive,
+    /// The caller says that a CVV which is held shall not be waited for (`cvv: "OMIT"`).
+    pub omit_cvv: bool,
+    /// What the caller claims of a referenced card.
+    pub claims: Claims,
+    /// Top-level members but `paymentMethod`, in their order.
+    pub top: Vec<Member>,
+    /// Members of `paymentMethod` but `paymentMethodId` and `paymentMethodMetaData`.
+    pub method: Vec<Member>,
+    /// Members of `paymentMethodMetaData` that the vault does not own, `mpiData` without its `cavv`.
+    pub metadata: Vec<Member>,
+    /// Where `mpiData` stands in `metadata`, if it has a `cavv`.
+    pub mpi_with_cavv: Option<usize>,
+    /// Whether the caller sent a `paymentMethodMetaData` at all.
+    pub has_metadata: bool,
+}
+
+/// The paths that a request's meaning does not depend on: the device, the card (its reference stands
+/// for it), and what no durable digest may be made of.
+fn no_meaning(path: &[String]) -> bool {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    match path.as_slice() {
+        ["env"] | ["order", "env"] | ["paymentMethod", "paymentMethodId"] => true,
+        ["paymentMethod", "paymentMethodMetaData", "mpiData", "cavv"] => true,
+        ["paymentMethod", "paymentMethodMetaData", name] => {
+            matches!(
+                *name,
+                "cardNo" | "cvv" | "expiryMonth" | "expiryYear" | "cardholderName" | "cardPasswordDigest"
+            )
+        }
+        _ => false,
+    }
+}
+
+/// The request's meaning in one canonical text, the card left out.
+pub fn canonical(text: &str) -> SecretText {
+    let mut out = String::with_capacity(text.len());
+    json::push_canonical(&mut out, text, &mut Vec::new(), &no_meaning);
+    SecretText::new(out)
+}
+
+/// The id of a request that may not be readable otherwise: it is looked up before anything else.
+pub fn payment_request_id(object: &Object<'_>) -> Result<PaymentRequestId, FieldFault> {
+    let at = |code| FieldFault::at("/paymentRequestId", code);
+    let raw = object.get("paymentRequestId").ok_or_else(|| at("required"))?;
+    let text = json::string(raw).ok_or_else(|| at("invalid_type"))?;
+    if text.chars().count() > crate::base::limits::ID_CHARS {
+        return Err(at("too_long"));
+    }
+    if !find_pans(&text).is_empty() {
+        return Err(at("card_data_outside_card"));
+    }
+    PaymentRequestId::parse(&text).ok_or_else(|| at("invalid_value"))
+}
+
+impl PayRequest {
+    /// Reads a body that [`json::check`] has passed. All faults are gathered, so that a caller mends
+    /// them in one go.
+    pub fn read(text: &str, now: Millis) -> Result<Self, Vec<FieldFault>> {
+        let top = Object::parse(text).ok_or_else(|| vec![FieldFault::at("", "invalid_type")])?;
+        let mut faults = Vec::new();
+        let id = payment_request_id(&top).map_err(|fault| faults.push(fault)).ok();
+        let amount = read_amount(&top, &mut faults);
+        let buyer = read_buyer(&top, &mut faults);
+        if top.get("storedCredential").is_some() {
+            faults.push(FieldFault::at("/storedCredential", "unknown_field"));
+        }
+        let method = read_method(&top, &mut faults);
+        let card = method.as_ref().and_then(|(method, metadata)| {
+            read_card(method, metadata.as_ref(), buyer.as_ref(), now, &mut faults)
+        });
+        find_free_text_pans(text, &mut faults);
+        match (id, amount, method, card) {
+            (Some(payment_request_id), Some(amount), Some((method, metadata)), Some(card))
+                if faults.is_empty() =>
+            {
+                let (passed, mpi_with_cavv) = pass_metadata(metadata.as_ref());
+                Ok(Self {
+                    payment_request_id,
+                    amount,
+                    buyer,
+                    card: card.form,
+                    sensitive: card.sensitive,
+                    omit_cvv: card.omit_cvv,
+                    claims: card.claims,
+                    top: pass(&top, &[]),
+                    method: pass(&method, &["paymentMethodId", "paymentMethodMetaData"]),
+                    metadata: passed,
+                    mpi_with_cavv,
+                    has_metadata: metadata.is_some(),
+                })
+            }
+            _ => Err(faults),
+        }
+    }
+
+    /// Finds this payment's own PAN in any member that is passed on.
+    pub fn find_outside_card(&self, pan: &Pan) -> Option<FieldFault> {
+        let inside = |prefix: &str, members: &[Member]| {
+            members.iter().find_map(|(name, raw)| {
+                // `paymentMethod` stands in `top` for its place only; its parts are looked at below.
+                (name != "paymentMethod" && (has_pan(name, pan) || has_pan_in(raw.expose(), pan)))
+                    .then(|| FieldFault { pointer: pointer_to(prefix, name), code: "card_data_outside_card" })
+            })
+        };
+        inside("", &self.top)
+            .or_else(|| inside("/paymentMethod", &self.method))
+            .or_else(|| inside(METADATA, &self.metadata))
+    }
+}
+
+fn pointer_to(prefix: &str, name: &str) -> Cow<'static, str> {
+    if vocabulary::is_known(name) {
+        Cow::Owned(format!("{prefix}/{name}"))
+    } else {
+        Cow::Owned(prefix.to_owned())
+    }
+}
+
+/// Whether the number stands in a text, spaces and hyphens between its digits or not.
+fn has_pan(text: &str, pan: &Pan) -> bool {
+    let digits: String = text.chars().filter(|c| !matches!(c, ' ' | '-')).collect();
+    SecretText::new(digits).expose().contains(pan.expose())
+}
+
+fn has_pan_in(raw: &str, pan: &Pan) -> bool {
+    if let Some(object) = Object::parse(raw) {
+        object.iter().any(|(name, raw)| has_pan(name, pan) || has_pan_in(raw, pan))
+    } else if let Some(items) = json::items(raw) {
+        items.into_iter().any(|raw| has_pan_in(raw, pan))
+    } else {
+        json::string(raw).map_or_else(|| has_pan(raw, pan), |text| has_pan(&text, pan))
+    }
+}
+
+/// Members of free text, in which any card number of a known brand is refused wherever they stand.
+const FREE_TEXT: &[&str] = &["orderDescription", "metadata", "extendInfo"];
+
+fn find_free_text_pans(raw: &str, faults: &mut Vec<FieldFault>) {
+    fn walk(raw: &str, at: &str, free: bool, faults: &mut Vec<FieldFault>) {
+        let refuse = |faults: &mut Vec<FieldFault>| {
+            faults.push(FieldFault { pointer: Cow::Owned(at.to_owned()), code: "card_data_outside_card" });
+        };
+        if let Some(object) = Object::parse(raw) {
+            for (name, raw) in object.iter() {
+                let inner = pointer_to(at, name);
+                let free = free || FREE_TEXT.contains(&name);
+                if free && !find_pans(name).is_empty() {
+                    refuse(faults);
+                }
+                walk(raw, &inner, free, faults);
+            }
+        } else if let Some(items) = json::items(raw) {
+            items.into_iter().for_each(|raw| walk(raw, at, free, faults));
+        } else if free
+            && !json::string(raw).map_or_else(|| find_pans(raw), |text| find_pans(&text)).is_empty()
+        {
+            refuse(faults);
+        }
+    }
+    walk(raw, "", false, faults);
+}
+
+fn read_amount(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<Amount> {
+    let mut fault = |pointer, code| {
+        faults.push(FieldFault::at(pointer, code));
+        None
+    };
+    let Some(raw) = top.get("paymentAmount") else { return fault("/paymentAmount", "required") };
+    let Some(object) = Object::parse(raw) else { return fault("/paymentAmount", "invalid_type") };
+    let Some(currency) = object.get("currency") else { return fault("/paymentAmount/currency", "required") };
+    let Some(value) = object.get("value") else { return fault("/paymentAmount/value", "required") };
+    let Some(currency) = json::string(currency) else {
+        return fault("/paymentAmount/currency", "invalid_type");
+    };
+    let Some(value) = json::string(value) else { return fault("/paymentAmount/value", "invalid_type") };
+    match Amount::from_wire(&currency, &value) {
+        Ok(amount) => Some(amount),
+        Err(error) if error.is_currency() => fault("/paymentAmount/currency", "invalid_value"),
+        Err(_) => fault("/paymentAmount/value", "invalid_value"),
+    }
+}
+
+fn read_buyer(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<BuyerId> {
+    let order = Object::parse(top.get("order")?)?;
+    let buyer = Object::parse(order.get("buyer")?)?;
+    let mut reader = CardReader::new(&buyer, "/order/buyer");
+    let id = reader.buyer();
+    faults.append(&mut reader.faults);
+    id
+}
+
+fn read_method<'a>(
+    top: &Object<'a>,
+    faults: &mut Vec<FieldFault>,
+) -> Option<(Object<'a>, Option<Object<'a>>)> {
+    let mut fault = |pointer, code| {
+        faults.push(FieldFault::at(pointer, code));
+        None
+    };
+    let Some(raw) = top.get("paymentMethod") else { return fault("/paymentMethod", "required") };
+    let Some(method) = Object::parse(raw) else { return fault("/paymentMethod", "invalid_type") };
+    match method.get("paymentMethodType").map(json::string) {
+        None => return fault("/paymentMethod/paymentMethodType", "required"),
+        Some(None) => return fault("/paymentMethod/paymentMethodType", "invalid_type"),
+        Some(Some(text)) if text != "CARD" => {
+            return fault("/paymentMethod/paymentMethodType", "invalid_value");
+        }
+        Some(Some(_)) => {}
+    }
+    match method.get("paymentMethodMetaData").map(Object::parse) {
+        None => Some((method, None)),
+        Some(None) => fault(METADATA, "invalid_type"),
+        Some(metadata) => Some((method, metadata)),
+    }
+}
+
+struct ReadCard {
+    form: CardForm,
+    sensitive: Sensitive,
+    omit_cvv: bool,
+    claims: Claims,
+}
+
+fn read_card(
+    method: &Object<'_>,
+    metadata: Option<&Object<'_>>,
+    buyer: Option<&BuyerId>,
+    now: Millis,
+    faults: &mut Vec<FieldFault>,
+) -> Option<ReadCard> {
+    let before = faults.len();
+    let empty = Object::parse("{}")?;
+    let mut reader = CardReader::new(metadata.unwrap_or(&empty), METADATA);
+    let has = |name: &str| metadata.is_some_and(|object| object.get(name).is_some());
+    refuse_foreign_flags(&mut reader, metadata.unwrap_or(&empty));
+    let mut read = ReadCard {
+        form: CardForm::HostedPage,
+        sensitive: Sensitive { cavv: read_cavv(metadata, faults), ..Sensitive::default() },
+        omit_cvv: false,
+        claims: Claims::default(),
+    };
+    match (method.get("paymentMethodId"), has("cardNo")) {
+        (Some(_), true) => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "conflict")),
+        (Some(raw), false) => {
+            let id = json::string(raw);
+            match id.as_deref().map(CardId::parse) {
+                Some(Some(id)) => read.form = CardForm::Reference(id),
+                Some(None) => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "invalid_value")),
+                None => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "invalid_type")),
+            }
+            read.claims =
+                Claims { month: reader.month(false), year: reader.year(false), name: reader.name() };
+            read.omit_cvv = says_omit(metadata);
+            read.sensitive.cvv = if read.omit_cvv { None } else { reader.cvv() };
+        }
+        (None, true) => {
+            let (pan, expiry) = (reader.pan(), reader.expiry(now));
+            let (name, address) = (reader.name(), reader.address(false));
+            read.sensitive.cvv = reader.cvv();
+            if let (Some(pan), Some(expiry)) = (pan, expiry) {
+                let details = Details { expiry, name, address };
+                read.form = CardForm::Inline(TypedCard { pan, details, buyer: buyer.cloned() });
+            }
+        }
+        (None, false) => {
+            for name in
+                ["cvv", "expiryMonth", "expiryYear", "cardholderName", "cardPasswordDigest", "mpiData"]
+            {
+                if has(name) {
+                    reader.fault(name, "without_card");
+                }
+            }
+        }
+    }
+    read.sensitive.password_digest = read_password_digest(&mut reader);
+    faults.append(&mut reader.faults);
+    (faults.len() == before).then_some(read)
+}
+
+/// `cvv: "OMIT"` beside a reference.
+fn says_omit(metadata: Option<&Object<'_>>) -> bool {
+    metadata.and_then(|object| object.get("cvv")).and_then(json::string).is_some_and(|text| text == "OMIT")
+}
+
+/// A one-time payment is not one of a stored card, and not one of a series: a caller who says so
+/// contradicts what the vault would send (reference, section 8.1, column A).
+fn refuse_foreign_flags(reader: &mut CardReader<'_>, metadata: &Object<'_>) {
+    match metadata.get("isCardOnFile").map(json::boolean) {
+        None | Some(Some(false)) => {}
+        Some(Some(true)) => reader.fault("isCardOnFile", "conflict"),
+        Some(None) => reader.fault("isCardOnFile", "invalid_type"),
+    }
+    for name in ["recurringType", "networkTransactionId"] {
+        if metadata.get(name).is_some() {
+            reader.fault(name, "conflict");
+        }
+    }
+}
+
+/// Korea: the plain first two digits of the card's password; sensitive authentication data.
+fn read_password_digest(reader: &mut CardReader<'_>) -> Option<SecretText> {
+    let text = reader.string("cardPasswordDigest")?;
+    if text.expose().len() != 2 || !text.expose().bytes().all(|b| b.is_ascii_digit()) {
+        reader.fault("cardPasswordDigest", "invalid_value");
+        return None;
+    }
+    Some(text)
+}
+
+/// `mpiData.cavv`: at most 64 characters of base64.
+fn read_cavv(metadata: Option<&Object<'_>>, faults: &mut Vec<FieldFault>) -> Option<SecretText> {
+    const AT: &str = "/paymentMethod/paymentMethodMetaData/mpiData";
+    const CAVV: &str = "/paymentMethod/paymentMethodMetaData/mpiData/cavv";
+    let mut fault = |pointer, code| {
+        faults.push(FieldFault::at(pointer, code));
+        None
+    };
+    let Some(mpi) = Object::parse(metadata?.get("mpiData")?) else { return fault(AT, "invalid_type") };
+    let Some(text) = json::string(mpi.get("cavv")?) else { return fault(CAVV, "invalid_type") };
+    let good = (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=' | b'-' | b'_'));
+    if good { Some(SecretText::new(text.into_owned())) } else { fault(CAVV, "invalid_value") }
+}
+
+fn pass(object: &Object<'_>, without: &[&str]) -> Vec<Member> {
+    object
+        .iter()
+        .filter(|(name, _)| !without.contains(name))
+        .map(|(name, raw)| (name.to_owned(), raw.into()))
+        .collect()
+}
+
+fn pass_metadata(metadata: Option<&Object<'_>>) -> (Vec<Member>, Option<usize>) {
+    let Some(metadata) = metadata else { return (Vec::new(), None) };
+    let mut members = pass(metadata, OWNED);
+    let mpi = members.iter().position(|(name, _)| name == "mpiData");
+    let with_cavv = mpi.filter(|place| {
+        members
+            .get_mut(*place)
+            .and_then(|(_, raw)| without_cavv(raw.expose()).map(|stripped| *raw = stripped))
+            .is_some()
+    });
+    (members, with_cavv)
+}
+
+/// `mpiData` without its `cavv`; `None` where it has none.
+fn without_cavv(raw: &str) -> Option<SecretText> {
+    let mpi = Object::parse(raw)?;
+    mpi.get("cavv")?;
+    let mut out = json::ObjectWriter::default();
+    for (name, raw) in mpi.iter().filter(|(name, _)| *name != "cavv") {
+        out.raw(name, raw);
+    }
+    Some(SecretText::new(out.finish()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Millis = Millis(1_772_366_400_000);
+    const SAMPLE: &str = include_str!("../../tests/samples/pay-server-to-server.json");
+    const HOSTED: &str = include_str!("../../tests/samples/pay-hosted-page.json");
+
+    fn read(text: &str) -> Result<PayRequest, Vec<(String, &'static str)>> {
+        PayRequest::read(text, NOW)
+            .map_err(|faults| faults.into_iter().map(|f| (f.pointer.into_owned(), f.code)).collect())
+    }
+
+    fn changed(from: &str, to: &str) -> Vec<(String, &'static str)> {
+        assert!(SAMPLE.contains(from), "{from}");
+        read(&SAMPLE.replacen(from, to, 1)).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn the_documents_samples_are_read() {
+        let request = read(SAMPLE).unwrap_or_else(|faults| panic!("{faults:?}"));
+        assert_eq!(request.payment_request_id.as_str(), "PAY_20221114141714891");
+        assert_eq!(request.amount.to_string(), "EUR 300.00");
+        assert_eq!(request.buyer.as_ref().map(BuyerId::as_str), Some("test12345678"));
+        assert!(matches!(&request.card, CardForm::Inline(card) if card.pan.expose() == "4117347806156383"));
+        assert_eq!(request.sensitive.cvv.as_ref().map(Cvv::expose), Some("850"));
+        let passed: Vec<&str> = request.metadata.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(passed, ["enableAuthenticationUpgrade", "is3DSAuthentication", "billingAddress"]);
+
+        let request = read(HOSTED).unwrap_or_else(|faults| panic!("{faults:?}"));
+        assert!(matches!(request.card, CardForm::HostedPage) && !request.has_metadata);
+    }
+
+    #[test]
+    fn faults_are_named() {
+        for (from, to, pointer, code) in [
+            ("\"PAY_20221114141714891\"", "7", "/paymentRequestId", "invalid_type"),
+            (
+                "\"PAY_20221114141714891\"",
+                "\"4111111111111111\"",
+                "/paymentRequestId",
+                "card_data_outside_card",
+            ),
+            ("\"PAY_20221114141714891\"", "\"a b\"", "/paymentRequestId", "invalid_value"),
+            ("\"paymentRequestId\"", "\"x\"", "/paymentRequestId", "required"),
+            (
+                "\"4117347806156383\"",
+                "\"4117347806156384\"",
+                "/paymentMethod/paymentMethodMetaData/cardNo",
+                "invalid_check_digit",
+            ),
+            (
+                "\"isCardOnFile\": false",
+                "\"isCardOnFile\": true",
+                "/paymentMethod/paymentMethodMetaData/isCardOnFile",
+                "conflict",
+            ),
+            (
+                "\"isCardOnFile\": false",
+                "\"isCardOnFile\": \"no\"",
+                "/paymentMethod/paymentMethodMetaData/isCardOnFile",
+                "invalid_type",
+            ),
+            (
+                "\"isCardOnFile\": false",
+                "\"recurringType\": \"SCHEDULED\"",
+                "/paymentMethod/paymentMethodMetaData/recurringType",
+                "conflict",
+            ),
+            (
+                "\"cvv\": \"850\"",
+                "\"cvv\": \"OMIT\"",
+                "/paymentMethod/paymentMethodMetaData/cvv",
+                "invalid_value",
+            ),
+            (
+                "\"cvv\": \"850\"",
+                "\"cardPasswordDigest\": \"1\"",
+                "/paymentMethod/paymentMethodMetaData/cardPasswordDigest",
+                "invalid_value",
+            ),
+            (
+                "\"paymentMethodType\": \"CARD\"",
+                "\"paymentMethodType\": \"GCASH\"",
+                "/paymentMethod/paymentMethodType",
+                "invalid_value",
+            ),
+            (
+                "\"paymentMethodType\": \"CARD\"",
+                "\"paymentMethodType\": \"CARD\", \"paymentMethodId\": \"card_x\"",
+                "/paymentMethod/paymentMethodId",
+                "conflict",
+            ),
+            (
+                "Cappuccino #grande",
+                "4111 1111 1111 1111",
+                "/order/orderDescription",
+                "card_data_outside_card",
+            ),
+            (
+                "\"productCode\"",
+                "\"metadata\": \"{\\\"n\\\":4111111111111111}\", \"productCode\"",
+                "/metadata",
+                "card_data_outside_card",
+            ),
+            (
+                "\"productCode\"",
+                "\"storedCredential\": {}, \"productCode\"",
+                "/storedCredential",
+                "unknown_field",
+            ),
+        ] {
+            assert_eq!(changed(from, to), [(pointer.to_owned(), code)], "{from} -> {to}");
+        }
+        let amount = "\"paymentAmount\": {\n\"currency\": \"EUR\",\n\"value\": \"30000\"";
+        for (to, pointer) in [
+            ("\"currency\": \"EUR\", \"value\": 30000", "/paymentAmount/value"),
+            ("\"currency\": \"EUR\", \"value\": \"030\"", "/paymentAmount/value"),
+            ("\"currency\": \"eur\", \"value\": \"30\"", "/paymentAmount/currency"),
+            ("\"value\": \"30\"", "/paymentAmount/currency"),
+        ] {
+            assert_eq!(changed(amount, &format!("\"paymentAmount\": {{{to}"))[0].0, pointer);
+        }
+    }
+
+    #[test]
+    fn card_members_without_a_card_are_refused() {
+        let text = HOSTED.replacen(
+            "\"paymentMethodType\": \"CARD\"",
+            "\"paymentMethodType\": \"CARD\", \"paymentMethodMetaData\": {\"cvv\": \"850\"}",
+            1,
+        );
+        let faults = read(&text).err().expect("a fault");
+        assert_eq!(faults, [("/paymentMethod/paymentMethodMetaData/cvv".to_owned(), "without_card")]);
+    }
+
+    #[test]
+    fn this_payments_pan_is_found_wherever_it_hides() {
+        let pan = Pan::parse("4117347806156383").expect("a PAN");
+        let found = |from: &str, to: &str| {
+            let request = read(&SAMPLE.replacen(from, to, 1)).unwrap_or_else(|faults| panic!("{faults:?}"));
+            request.find_outside_card(&pan).map(|fault| fault.pointer.into_owned())
+        };
+        assert_eq!(found("FedEx", "FedEx"), None);
+        assert_eq!(found("FedEx", "x 4117 3478-0615 6383 x").as_deref(), Some("/order"));
+        assert_eq!(found("\"colorDepth\": 48", "\"colorDepth\": 4117347806156383").as_deref(), Some("/env"));
+        assert_eq!(found("\"goodsQuantity\"", "\"4117347806156383\"").as_deref(), Some("/order"));
+        assert_eq!(
+            found("\"is3DSAuthentication\": false", "\"\\u0034117347806156383\": false").as_deref(),
+            Some("/paymentMethod/paymentMethodMetaData")
+        );
+    }
+
+    #[test]
+    fn the_meaning_is_the_request_without_device_card_and_secrets() {
+        let base = canonical(SAMPLE);
+        let same = |from: &str, to: &str| {
+            assert!(SAMPLE.contains(from), "{from}");
+            canonical(&SAMPLE.replacen(from, to, 1)).expose() == base.expose()
+        };
+        assert!(same("\"timeZoneOffset\": 1", "\"timeZoneOffset\": 2"));
+        assert!(same("\"cvv\": \"850\"", "\"cvv\": \"851\""));
+        assert!(same("\"cardNo\": \"4117347806156383\"", "\"cardNo\": \"4111111111111111\""));
+        assert!(!same("\"productCode\": \"CASHIER_PAYMENT\",\n", ""));
+        assert!(!same("FedEx", "DHL"));
+        assert!(!same("\"value\": \"30000\"", "\"value\": \"30001\""));
+        assert!(!base.expose().contains("4117347806156383") && !base.expose().contains("850"));
+    }
+
+    #[test]
+    fn the_cryptogram_is_taken_out_of_mpi_data() {
+        let text = SAMPLE.replacen(
+            "\"cvv\": \"850\"",
+            "\"mpiData\": {\"eci\": \"05\", \"cavv\": \"AAABBEg0VhI0VniQEjRWAAAAAAA=\", \"threeDSVersion\": \"2.2.0\"}",
+            1,
+        );
+        let request = read(&text).unwrap_or_else(|faults| panic!("{faults:?}"));
+        assert_eq!(request.sensitive.cavv.as_ref().map(|s| s.expose()), Some("AAABBEg0VhI0VniQEjRWAAAAAAA="));
+        let place = request.mpi_with_cavv.expect("mpiData");
+        assert_eq!(request.metadata[place].1.expose(), r#"{"eci":"05","threeDSVersion":"2.2.0"}"#);
+        assert!(!canonical(&text).expose().contains("AAABBEg0"));
+    }
+}
