@@ -6,3 +6,4 @@
 pub mod base;
 pub mod gateway;
 pub mod model;
+pub mod store;

@@ -1,0 +1,352 @@
+//! One SQL text for both engines: a thin layer over `sqlx` that binds a small set of values and reads
+//! rows by column name. (`sqlx::Any` fails on several types at run time, and bodies generic over the
+//! driver cost every query a page of bounds.)
+//!
+//! Every write must run on a task of its own, never inside a caller's future: a future that is dropped
+//! during `BEGIN` returns its connection with an open transaction (sqlx up to 0.9.0).
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Postgres, Row as _, Sqlite, Transaction};
+
+/// How long a request waits for a connection or for SQLite's write lock.
+const WAIT: Duration = Duration::from_secs(5);
+/// Connections for reading (SQLite) or for everything (PostgreSQL).
+const CONNECTIONS: u32 = 16;
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection, no lock in time, or the connection broke.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// A statement failed: a constraint, a type, a missing table.
+    #[error("the database refused a statement")]
+    Refused(#[source] sqlx::Error),
+    /// A row holds something that the vault did not write.
+    #[error("a row of the database cannot be read")]
+    Damaged,
+    /// The database's address cannot be used.
+    #[error("the database's url cannot be used: it begins sqlite: or postgres:")]
+    Url,
+    /// The engine has a defect that can lose data.
+    #[error("SQLite {0} is too old: 3.51.3 is the first without the WAL checkpoint defect")]
+    OldSqlite(String),
+    /// A migration failed.
+    #[error("the database could not be migrated")]
+    Migration(#[source] Box<sqlx::migrate::MigrateError>),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(database) if !is_passing(database.code().as_deref()) => {
+                Self::Refused(error)
+            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::ColumnNotFound(_) | sqlx::Error::Decode(_) => {
+                Self::Damaged
+            }
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+/// Codes of faults that pass: SQLite busy or locked (5, 6 and their extended codes), disk full or not
+/// writable (8, 10, 13); PostgreSQL's classes 08 (connection), 40 (serialisation), 53 (resources), 57
+/// (shutdown), 25006 (read-only).
+fn is_passing(code: Option<&str>) -> bool {
+    let Some(code) = code else { return false };
+    if let (true, Ok(sqlite)) = (code.len() < 5, code.parse::<u32>()) {
+        return matches!(sqlite & 0xff, 5 | 6 | 8 | 10 | 13);
+    }
+    ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25006"
+}
+
+/// Where the database is.
+#[derive(Clone)]
+pub struct Options {
+    /// `sqlite:PATH` or `postgres://…`.
+    pub url: String,
+    /// Read before connecting; the URL then needs no password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// A value to bind.
+#[derive(Clone, Copy)]
+pub enum Arg<'a> {
+    /// Text.
+    Text(&'a str),
+    /// Text or NULL.
+    TextOrNull(Option<&'a str>),
+    /// A 64-bit integer.
+    Int(i64),
+    /// A 64-bit integer or NULL.
+    IntOrNull(Option<i64>),
+    /// Bytes.
+    Bytes(&'a [u8]),
+    /// Bytes or NULL.
+    BytesOrNull(Option<&'a [u8]>),
+}
+
+/// One row of a result.
+pub enum Row {
+    /// Of SQLite.
+    Sqlite(SqliteRow),
+    /// Of PostgreSQL.
+    Postgres(PgRow),
+}
+
+macro_rules! column {
+    ($(#[$doc:meta])* $name:ident -> $type:ty) => {
+        $(#[$doc])*
+        pub fn $name(&self, column: &str) -> Result<$type, StoreError> {
+            Ok(match self {
+                Self::Sqlite(row) => row.try_get(column)?,
+                Self::Postgres(row) => row.try_get(column)?,
+            })
+        }
+    };
+}
+
+impl Row {
+    column!(
+        /// A text column.
+        text -> String
+    );
+    column!(
+        /// A text column that may be NULL.
+        text_or_null -> Option<String>
+    );
+    column!(
+        /// An integer column.
+        int -> i64
+    );
+    column!(
+        /// An integer column that may be NULL.
+        int_or_null -> Option<i64>
+    );
+    column!(
+        /// A bytes column.
+        bytes -> Vec<u8>
+    );
+    column!(
+        /// A bytes column that may be NULL.
+        bytes_or_null -> Option<Vec<u8>>
+    );
+}
+
+macro_rules! bound {
+    ($sql:expr, $args:expr) => {{
+        let mut query = sqlx::query($sql);
+        for arg in $args {
+            query = match arg {
+                Arg::Text(value) => query.bind(*value),
+                Arg::TextOrNull(value) => query.bind(*value),
+                Arg::Int(value) => query.bind(*value),
+                Arg::IntOrNull(value) => query.bind(*value),
+                Arg::Bytes(value) => query.bind(*value),
+                Arg::BytesOrNull(value) => query.bind(*value),
+            };
+        }
+        query
+    }};
+}
+
+/// The database.
+#[derive(Clone)]
+pub struct Db(Engine);
+
+#[derive(Clone)]
+enum Engine {
+    /// One connection writes; SQLite has one write lock, and waiting in a queue is fairer than busy.
+    Sqlite {
+        writer: SqlitePool,
+        readers: SqlitePool,
+    },
+    Postgres(PgPool),
+}
+
+impl Db {
+    /// Opens the pools. SQLite's file is made where there is none; nothing is migrated.
+    pub async fn open(options: &Options) -> Result<Self, StoreError> {
+        if options.url.starts_with("sqlite:") {
+            return Self::open_sqlite(&options.url).await;
+        }
+        if !options.url.starts_with("postgres:") && !options.url.starts_with("postgresql:") {
+            return Err(StoreError::Url);
+        }
+        let mut connect = PgConnectOptions::from_str(&options.url)
+            .map_err(|_| StoreError::Url)?
+            .application_name("cardvault");
+        if let Some(file) = &options.password_file {
+            let text =
+                std::fs::read_to_string(file).map_err(|e| StoreError::Unavailable(sqlx::Error::Io(e)))?;
+            let password = zeroize::Zeroizing::new(text);
+            connect = connect.password(password.trim_end_matches(['\r', '\n']));
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(WAIT)
+            .test_before_acquire(false)
+            .connect_lazy_with(connect);
+        Ok(Self(Engine::Postgres(pool)))
+    }
+
+    async fn open_sqlite(url: &str) -> Result<Self, StoreError> {
+        let connect = SqliteConnectOptions::from_str(url)
+            .map_err(|_| StoreError::Url)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // NORMAL can lose an acknowledged card with the power.
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(WAIT)
+            .pragma("secure_delete", "on");
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(WAIT)
+            .connect_with(connect.clone())
+            .await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(WAIT)
+            .connect_lazy_with(connect.pragma("query_only", "on"));
+        let db = Self(Engine::Sqlite { writer, readers });
+        db.check_sqlite_version().await?;
+        Ok(db)
+    }
+
+    async fn check_sqlite_version(&self) -> Result<(), StoreError> {
+        let row = self.find("SELECT sqlite_version() AS version", &[]).await?.ok_or(StoreError::Damaged)?;
+        let version = row.text("version")?;
+        let parts: Vec<u32> = version.split('.').filter_map(|part| part.parse().ok()).collect();
+        if parts.as_slice() < [3, 51, 3].as_slice() { Err(StoreError::OldSqlite(version)) } else { Ok(()) }
+    }
+
+    /// Whether this is SQLite.
+    pub fn is_sqlite(&self) -> bool {
+        matches!(self.0, Engine::Sqlite { .. })
+    }
+
+    pub(super) fn writer_sqlite(&self) -> Option<&SqlitePool> {
+        match &self.0 {
+            Engine::Sqlite { writer, .. } => Some(writer),
+            Engine::Postgres(_) => None,
+        }
+    }
+
+    pub(super) fn postgres(&self) -> Option<&PgPool> {
+        match &self.0 {
+            Engine::Sqlite { .. } => None,
+            Engine::Postgres(pool) => Some(pool),
+        }
+    }
+
+    /// Reads at most one row.
+    pub async fn find(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<Option<Row>, StoreError> {
+        Ok(match &self.0 {
+            Engine::Sqlite { readers, .. } => {
+                bound!(sql, args).fetch_optional(readers).await?.map(Row::Sqlite)
+            }
+            Engine::Postgres(pool) => bound!(sql, args).fetch_optional(pool).await?.map(Row::Postgres),
+        })
+    }
+
+    /// Reads all rows; the statement bounds them.
+    pub async fn list(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<Vec<Row>, StoreError> {
+        Ok(match &self.0 {
+            Engine::Sqlite { readers, .. } => {
+                bound!(sql, args).fetch_all(readers).await?.into_iter().map(Row::Sqlite).collect()
+            }
+            Engine::Postgres(pool) => {
+                bound!(sql, args).fetch_all(pool).await?.into_iter().map(Row::Postgres).collect()
+            }
+        })
+    }
+
+    /// Runs one writing statement, which is its own transaction, and tells how many rows it changed.
+    pub async fn execute(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
+        Ok(match &self.0 {
+            Engine::Sqlite { writer, .. } => bound!(sql, args).execute(writer).await?.rows_affected(),
+            Engine::Postgres(pool) => bound!(sql, args).execute(pool).await?.rows_affected(),
+        })
+    }
+
+    /// Begins a transaction that will write: `BEGIN IMMEDIATE` on SQLite; READ COMMITTED on PostgreSQL,
+    /// where unique keys and compare-and-swap decide.
+    pub async fn begin_write(&self) -> Result<Tx, StoreError> {
+        Ok(match &self.0 {
+            Engine::Sqlite { writer, .. } => Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+        })
+    }
+
+    /// Ends every connection; what was committed is on disk.
+    pub async fn close(&self) {
+        match &self.0 {
+            Engine::Sqlite { writer, readers } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Engine::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+/// A transaction that writes. Dropped without [`Tx::commit`], it is rolled back.
+pub enum Tx {
+    /// Of SQLite.
+    Sqlite(Transaction<'static, Sqlite>),
+    /// Of PostgreSQL.
+    Postgres(Transaction<'static, Postgres>),
+}
+
+impl Tx {
+    /// Runs one writing statement and tells how many rows it changed.
+    pub async fn execute(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
+        Ok(match self {
+            Self::Sqlite(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
+            Self::Postgres(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
+        })
+    }
+
+    /// Makes the changes durable. Where this fails, nobody can know whether they are.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Postgres(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+
+    /// Takes the changes back.
+    pub async fn rollback(self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(tx) => tx.rollback().await?,
+            Self::Postgres(tx) => tx.rollback().await?,
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_that_pass_are_told_from_those_that_stay() {
+        for code in ["5", "6", "517", "13", "08006", "40001", "40P01", "53300", "57P01", "25006"] {
+            assert!(is_passing(Some(code)), "{code}");
+        }
+        for code in ["1", "19", "2067", "23505", "42P01", "22001"] {
+            assert!(!is_passing(Some(code)), "{code}");
+        }
+        assert!(!is_passing(None));
+    }
+}

@@ -1,0 +1,255 @@
+//! Cards: sealed PAN and details, and what may be shown without opening them.
+
+use super::backend::{Arg, Db, Row, StoreError, Tx};
+use crate::base::clock::Millis;
+use crate::base::ids::{CardId, InstanceId, Merchant};
+use crate::base::sealed::Sealed;
+
+/// A card to insert.
+pub struct NewCard<'a> {
+    /// Its fresh reference.
+    pub card_id: &'a CardId,
+    /// Whose it is.
+    pub merchant: &'a Merchant,
+    /// The buyer's id, if the card is some buyer's.
+    pub buyer: Option<&'a str>,
+    /// Keyed digest of the PAN.
+    pub fingerprint: &'a [u8],
+    /// Antom's name of the brand.
+    pub brand: &'a str,
+    /// What is shown of the BIN.
+    pub bin: &'a str,
+    /// The last four digits.
+    pub last4: &'a str,
+    /// The sealed PAN.
+    pub pan: &'a Sealed,
+    /// The sealed expiry, name and address.
+    pub details: &'a Sealed,
+    /// Now.
+    pub now: Millis,
+}
+
+/// A live card.
+pub struct CardRow {
+    /// Its reference.
+    pub card_id: CardId,
+    /// The buyer's id, if the card is some buyer's.
+    pub buyer: Option<String>,
+    /// Keyed digest of the PAN.
+    pub fingerprint: Vec<u8>,
+    /// Antom's name of the brand.
+    pub brand: String,
+    /// What is shown of the BIN.
+    pub bin: String,
+    /// The last four digits.
+    pub last4: String,
+    /// The sealed PAN.
+    pub pan: Sealed,
+    /// The sealed expiry, name and address.
+    pub details: Sealed,
+    /// When its number was last typed.
+    pub typed_at: Millis,
+    /// The CVV that some process holds for it.
+    pub cvv: Option<CvvSlot>,
+    /// Rises with every change of the details.
+    pub version: i64,
+    /// When it was first tokenised.
+    pub created_at: Millis,
+    /// When its details last changed.
+    pub updated_at: Millis,
+}
+
+/// That a CVV is held, where and until when. The CVV itself is never in the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CvvSlot {
+    /// The process.
+    pub holder: String,
+    /// Until when.
+    pub until: Millis,
+    /// The one payment that it is for, if it is for one only.
+    pub for_request: Option<String>,
+}
+
+macro_rules! columns {
+    () => {
+        "card_id, buyer, fingerprint, brand, bin, last4, pan, details, typed_at, \
+         cvv_holder, cvv_until, cvv_for, version, created_at, updated_at"
+    };
+}
+
+fn card_row(row: &Row) -> Result<CardRow, StoreError> {
+    let buyer = row.text("buyer")?;
+    let cvv = match (row.text_or_null("cvv_holder")?, row.int_or_null("cvv_until")?) {
+        (Some(holder), Some(until)) => {
+            Some(CvvSlot { holder, until: Millis(until), for_request: row.text_or_null("cvv_for")? })
+        }
+        _ => None,
+    };
+    Ok(CardRow {
+        card_id: CardId::parse(&row.text("card_id")?).ok_or(StoreError::Damaged)?,
+        buyer: (!buyer.is_empty()).then_some(buyer),
+        fingerprint: row.bytes("fingerprint")?,
+        brand: row.text("brand")?,
+        bin: row.text("bin")?,
+        last4: row.text("last4")?,
+        pan: Sealed::from_bytes(row.bytes("pan")?),
+        details: Sealed::from_bytes(row.bytes("details")?),
+        typed_at: Millis(row.int("typed_at")?),
+        cvv,
+        version: row.int("version")?,
+        created_at: Millis(row.int("created_at")?),
+        updated_at: Millis(row.int("updated_at")?),
+    })
+}
+
+/// Inserts a card; `false` where the merchant's buyer has one with this PAN.
+pub async fn insert_card(db: &Db, card: &NewCard<'_>) -> Result<bool, StoreError> {
+    const SQL: &str = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, brand, bin, last4, \
+         pan, details, typed_at, version, created_at, updated_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1, $10, $10) \
+         ON CONFLICT (merchant, buyer, fingerprint) WHERE fingerprint IS NOT NULL DO NOTHING";
+    let changed = db
+        .execute(
+            SQL,
+            &[
+                Arg::Text(card.card_id.as_str()),
+                Arg::Text(card.merchant.as_str()),
+                Arg::Text(card.buyer.unwrap_or_default()),
+                Arg::Bytes(card.fingerprint),
+                Arg::Text(card.brand),
+                Arg::Text(card.bin),
+                Arg::Text(card.last4),
+                Arg::Bytes(card.pan.as_bytes()),
+                Arg::Bytes(card.details.as_bytes()),
+                Arg::Int(card.now.0),
+            ],
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// A merchant's live card.
+pub async fn find_card(db: &Db, merchant: &Merchant, id: &CardId) -> Result<Option<CardRow>, StoreError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM cards WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL"
+    );
+    let row = db.find(SQL, &[Arg::Text(merchant.as_str()), Arg::Text(id.as_str())]).await?;
+    row.as_ref().map(card_row).transpose()
+}
+
+/// A merchant's live card with this PAN, of this buyer or of none.
+pub async fn find_card_by_pan(
+    db: &Db,
+    merchant: &Merchant,
+    buyer: Option<&str>,
+    fingerprint: &[u8],
+) -> Result<Option<CardRow>, StoreError> {
+    const SQL: &str =
+        concat!("SELECT ", columns!(), " FROM cards WHERE merchant = $1 AND buyer = $2 AND fingerprint = $3");
+    let args = [Arg::Text(merchant.as_str()), Arg::Text(buyer.unwrap_or_default()), Arg::Bytes(fingerprint)];
+    db.find(SQL, &args).await?.as_ref().map(card_row).transpose()
+}
+
+/// Which of a merchant's cards to list.
+#[derive(Default)]
+pub struct CardFilter<'a> {
+    /// Of one buyer.
+    pub buyer: Option<&'a str>,
+    /// Of one PAN.
+    pub fingerprint: Option<&'a [u8]>,
+    /// After this card in the order of creation.
+    pub after: Option<&'a CardId>,
+}
+
+/// A page of live cards, oldest first.
+pub async fn list_cards(
+    db: &Db,
+    merchant: &Merchant,
+    filter: &CardFilter<'_>,
+    limit: i64,
+) -> Result<Vec<CardRow>, StoreError> {
+    // A cursor that is not one of the merchant's cards is before every card: created_at falls to 0.
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM cards WHERE merchant = $1 AND erased_at IS NULL \
+         AND (buyer = $2 OR $2 IS NULL) AND (fingerprint = $3 OR $3 IS NULL) \
+         AND (created_at, card_id) > \
+             (COALESCE((SELECT created_at FROM cards WHERE merchant = $1 AND card_id = $4), 0), $4) \
+         ORDER BY created_at, card_id LIMIT $5"
+    );
+    let args = [
+        Arg::Text(merchant.as_str()),
+        Arg::TextOrNull(filter.buyer),
+        Arg::BytesOrNull(filter.fingerprint),
+        Arg::Text(filter.after.map_or("", CardId::as_str)),
+        Arg::Int(limit),
+    ];
+    db.list(SQL, &args).await?.iter().map(card_row).collect()
+}
+
+/// Replaces the details of a card that is still at `version`; with `typed`, its number was typed again.
+pub async fn update_details(
+    db: &Db,
+    merchant: &Merchant,
+    id: &CardId,
+    version: i64,
+    details: &Sealed,
+    typed: bool,
+    now: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE cards SET details = $4, version = version + 1, updated_at = $5, \
+         typed_at = CASE WHEN $6 = 1 THEN $5 ELSE typed_at END \
+         WHERE merchant = $1 AND card_id = $2 AND version = $3 AND erased_at IS NULL";
+    let args = [
+        Arg::Text(merchant.as_str()),
+        Arg::Text(id.as_str()),
+        Arg::Int(version),
+        Arg::Bytes(details.as_bytes()),
+        Arg::Int(now.0),
+        Arg::Int(i64::from(typed)),
+    ];
+    Ok(db.execute(SQL, &args).await? == 1)
+}
+
+/// Notes that `holder` holds a CVV for the card.
+pub async fn hold_cvv(db: &Db, merchant: &Merchant, id: &CardId, slot: &CvvSlot) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE cards SET cvv_holder = $3, cvv_until = $4, cvv_for = $5 \
+         WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL";
+    let args = [
+        Arg::Text(merchant.as_str()),
+        Arg::Text(id.as_str()),
+        Arg::Text(&slot.holder),
+        Arg::Int(slot.until.0),
+        Arg::TextOrNull(slot.for_request.as_deref()),
+    ];
+    Ok(db.execute(SQL, &args).await? == 1)
+}
+
+/// Takes the slot that `holder` holds; `false` where it is gone, or another's.
+pub async fn take_cvv(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    id: &CardId,
+    holder: &InstanceId,
+    until: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE cards SET cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL \
+         WHERE merchant = $1 AND card_id = $2 AND cvv_holder = $3 AND cvv_until = $4";
+    let args =
+        [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Text(holder.as_str()), Arg::Int(until.0)];
+    Ok(tx.execute(SQL, &args).await? == 1)
+}
+
+/// Erases a card: ciphertext, fingerprint, BIN and buyer go; id, brand, last4 and times stay. `false`
+/// where the merchant never had it; erasing twice is erasing once.
+pub async fn erase_card(db: &Db, merchant: &Merchant, id: &CardId, now: Millis) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE cards SET fingerprint = NULL, pan = NULL, details = NULL, buyer = '', \
+         bin = '', cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, \
+         updated_at = $3, erased_at = COALESCE(erased_at, $3) \
+         WHERE merchant = $1 AND card_id = $2";
+    let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
+    Ok(db.execute(SQL, &args).await? == 1)
+}

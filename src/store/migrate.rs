@@ -1,0 +1,34 @@
+//! Schema changes, compiled in. Expand, then contract; a migration that has shipped is never edited.
+
+use std::borrow::Cow;
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+use super::backend::{Db, StoreError};
+
+/// Number, name, and the text for SQLite and for PostgreSQL.
+const MIGRATIONS: &[(i64, &str, &str, &str)] = &[(
+    1,
+    "cards payments keys",
+    include_str!("../../migrations/sqlite/0001_cards_payments_keys.sql"),
+    include_str!("../../migrations/postgres/0001_cards_payments_keys.sql"),
+)];
+
+/// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.
+pub async fn run(db: &Db) -> Result<(), StoreError> {
+    let migrations = MIGRATIONS
+        .iter()
+        .map(|(version, name, sqlite, postgres)| {
+            let sql = if db.is_sqlite() { *sqlite } else { *postgres };
+            Migration::new(*version, Cow::Borrowed(*name), MigrationType::Simple, sql.into_sql_str(), false)
+        })
+        .collect();
+    let migrator = Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT };
+    let done = match (db.writer_sqlite(), db.postgres()) {
+        (Some(pool), _) => migrator.run(pool).await,
+        (None, Some(pool)) => migrator.run(pool).await,
+        (None, None) => return Err(StoreError::Url),
+    };
+    done.map_err(|error| StoreError::Migration(Box::new(error)))
+}

@@ -1,0 +1,8 @@
+//! The SQL database: SQLite inside the process, or PostgreSQL. It only ever holds sealed bytes, and
+//! knows nothing of keys.
+
+pub mod backend;
+pub mod cards;
+pub mod keys;
+pub mod migrate;
+pub mod payments;
