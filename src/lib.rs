@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod base;
+pub mod crypto;
 pub mod gateway;
 pub mod model;
 pub mod store;

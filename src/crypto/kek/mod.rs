@@ -1,0 +1,46 @@
+//! Key-encryption keys. A KEK wraps data keys and does nothing else; it is never in the database, and
+//! what it wraps is nowhere else (PCI DSS 3.6.1.2, 3.6.1.3: stored separately, at least as strong).
+
+pub mod file;
+
+use crate::base::entropy::NoEntropy;
+use crate::base::ids::{DekId, KekId};
+
+use super::keyring::{DataKey, Purpose};
+
+/// Holds key-encryption keys, of which one is in use for wrapping.
+pub trait KekProvider: Send + Sync {
+    /// The KEK that wraps.
+    fn kek_id(&self) -> &KekId;
+
+    /// Wraps a data key under [`Self::kek_id`].
+    fn wrap(&self, key: &DataKey) -> Result<Vec<u8>, WrapError>;
+
+    /// Unwraps a data key that `kek` wrapped. `id`, `purpose` and `kek` are what the row says of it; a
+    /// wrapped key that belongs to another row does not unwrap.
+    fn unwrap(&self, id: &DekId, purpose: Purpose, kek: &KekId, wrapped: &[u8])
+    -> Result<DataKey, WrapError>;
+}
+
+/// Why a data key was not wrapped or unwrapped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WrapError {
+    /// No random bytes, so no salt and no nonce.
+    #[error("the operating system gave no random bytes")]
+    NoEntropy,
+    /// The provider does not have this KEK.
+    #[error("the key-encryption key {0} is not there; put the keyring that holds it back in place")]
+    UnknownKek(KekId),
+    /// The wrapped key was altered, belongs to another row, or is of another format.
+    #[error("the wrapped key could not be opened")]
+    CouldNotOpen,
+    /// What was wrapped did not unwrap again; nothing was returned that could have been stored.
+    #[error("what was wrapped did not open again; check this machine's memory")]
+    NotReadBack,
+}
+
+impl From<NoEntropy> for WrapError {
+    fn from(NoEntropy: NoEntropy) -> Self {
+        Self::NoEntropy
+    }
+}
