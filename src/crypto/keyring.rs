@@ -315,7 +315,7 @@ mod tests {
         assert!(ring.by_id(&old_id).is_none());
         ring.insert(DataKey::new(new_id.clone(), Purpose::Card, key256(|_| {})), KeyState::DecryptOnly);
         assert_eq!(ring.active(Purpose::Card).err(), Some(KeyringError::NoActiveKey(Purpose::Card)));
-        assert_eq!(ring.ids(), [new_id.clone()]);
+        assert_eq!(ring.ids(), std::slice::from_ref(&new_id));
         ring.forget(&new_id);
         assert!(ring.ids().is_empty());
     }

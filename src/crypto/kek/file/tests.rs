@@ -19,6 +19,11 @@ pub(in crate::crypto) fn known(kek: &KekId, key: [u8; 32]) -> FileKek {
     FileKek { active: kek.clone(), keks: vec![Kek { id: kek.clone(), created: NOW.rfc3339(), key }] }
 }
 
+/// The check value of known key bytes.
+pub(in crate::crypto) fn check_of(key: [u8; 32]) -> String {
+    check_value(&key256(|bytes| bytes.copy_from_slice(&key)))
+}
+
 struct Fixture {
     _directory: tempfile::TempDir,
     path: PathBuf,
