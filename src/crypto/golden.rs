@@ -169,3 +169,22 @@ fn every_golden_request_mac_is_made_again() {
         assert_eq!(verify(&key, canonical, &hex(&file.mac)), Ok(true));
     }
 }
+
+/// The worked example of the documentation is the golden file's, part by part.
+#[test]
+fn the_documents_worked_example_is_a_golden_file() {
+    let text = include_str!("../../docs/envelope.md");
+    let golden = golden::<Record>("envelope-v1");
+    let (_, file) = golden.iter().find(|(path, _)| path.ends_with("pan.json")).expect("the example's file");
+    let (_, example) = text.split_once("\nsealed\n").expect("the example");
+    let bytes: String = example
+        .lines()
+        .take_while(|line| !line.starts_with("```"))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|word| HEXLOWER.decode(word.as_bytes()).is_ok())
+        .collect();
+    assert_eq!(bytes, file.sealed);
+    for part in [&file.key, &file.dek_id, &file.record, &file.salt, &file.nonce] {
+        assert!(text.contains(part.as_str()), "{part}");
+    }
+}
