@@ -107,4 +107,18 @@ mod tests {
             assert_eq!(buffer, plaintext);
         }
     }
+
+    #[test]
+    fn gcm_gives_the_answers_of_nist() {
+        let json = include_str!("../../tests/vectors/primitives/nist_aes256_gcm.json");
+        for [key, nonce, aad, plaintext, ciphertext, tag] in crate::crypto::known_answers(json) {
+            let key = key256(|bytes| bytes.copy_from_slice(&key));
+            let nonce = nonce.try_into().expect("12 bytes");
+            let mut buffer = plaintext.clone();
+            let made = seal_in_place(&key, &nonce, &aad, &mut buffer).expect("short");
+            assert_eq!((&buffer, &made[..]), (&ciphertext, &tag[..]));
+            assert_eq!(open_in_place(&key, &nonce, &aad, &mut buffer, &made), Ok(()));
+            assert_eq!(buffer, plaintext);
+        }
+    }
 }

@@ -66,6 +66,16 @@ mod tests {
     }
 
     #[test]
+    fn hkdf_gives_the_answers_of_wycheproof() {
+        let json = include_str!("../../tests/vectors/primitives/wycheproof_hkdf_sha512.json");
+        for [key, salt, info, expected] in crate::crypto::known_answers(json) {
+            let mut out = vec![0; expected.len()];
+            hkdf_sha512(&key, &salt, &info, &mut out).expect("short");
+            assert_eq!(out, expected);
+        }
+    }
+
+    #[test]
     fn more_than_255_hashes_are_refused() {
         assert_eq!(hkdf_sha512(b"k", b"s", b"", &mut vec![0; 255 * 64 + 1]), Err(TooManyBytes));
     }

@@ -68,6 +68,14 @@ mod tests {
     }
 
     #[test]
+    fn hmac_gives_the_answers_of_wycheproof() {
+        let json = include_str!("../../tests/vectors/primitives/wycheproof_hmac_sha256.json");
+        for [bytes, message, tag] in crate::crypto::known_answers(json) {
+            assert_eq!(hmac_of(&key(&bytes), &message)[..tag.len()], tag);
+        }
+    }
+
+    #[test]
     fn parts_are_fed_as_length_prefixed_encodes_them() {
         let key = key(&[5; 32]);
         for parts in [&[&b"a"[..], b"", b"bc"][..], &[b"abc"], &[]] {

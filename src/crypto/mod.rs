@@ -19,3 +19,13 @@ pub mod keyring;
 mod mac;
 pub mod request_mac;
 mod scrub;
+
+/// The rows of a file of published answers, decoded from hex; never none.
+#[cfg(test)]
+fn known_answers<const COLUMNS: usize>(json: &str) -> Vec<[Vec<u8>; COLUMNS]> {
+    let rows: Vec<Vec<String>> = serde_json::from_str(json).expect("a list of lists of texts");
+    assert!(!rows.is_empty());
+    let hex = |text: String| data_encoding::HEXLOWER.decode(text.as_bytes()).expect("hex");
+    let rows = rows.into_iter().map(|row| row.into_iter().map(hex).collect::<Vec<_>>());
+    rows.map(|row| row.try_into().expect("all columns")).collect()
+}
