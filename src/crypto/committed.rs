@@ -50,10 +50,7 @@ impl Binding<'_> {
         scrubbed(|| {
             let mut out = self.encrypt(header, block, fresh).ok_or(NotSealed::Refused)?;
             let body = out.get(header.len()..).unwrap_or_default();
-            let again = self.decrypt(body).ok_or(NotSealed::NotReadBack)?;
-            if !bool::from(again.ct_eq(block)) {
-                return Err(NotSealed::NotReadBack);
-            }
+            agrees(self.decrypt(body), block)?;
             Ok(std::mem::take(&mut *out))
         })
     }
@@ -92,6 +89,12 @@ impl Binding<'_> {
         open_in_place(&derived.key, nonce, self.aad, &mut block, tag).ok()?;
         Some(block)
     }
+}
+
+/// What was sealed opened to what went in.
+fn agrees(again: Option<Zeroizing<Vec<u8>>>, block: &[u8]) -> Result<(), NotSealed> {
+    let same = again.is_some_and(|again| again.ct_eq(block).into());
+    if same { Ok(()) } else { Err(NotSealed::NotReadBack) }
 }
 
 /// Bytes to which a padded block's length is rounded up.
@@ -156,6 +159,15 @@ mod tests {
         assert_eq!(unpad(&block), None, "one block too many");
         assert_eq!(unpad(&[0xff; 64]), None, "a length past the end");
         assert_eq!(unpad(&[0, 0]), None);
+    }
+
+    #[test]
+    fn what_does_not_open_to_what_went_in_is_not_given_out() {
+        let opened = |bytes: &[u8]| Some(Zeroizing::new(bytes.to_vec()));
+        assert_eq!(agrees(opened(b"block"), b"block"), Ok(()));
+        for wrong in [None, opened(b"blocl"), opened(b"bloc"), opened(b"")] {
+            assert_eq!(agrees(wrong, b"block"), Err(NotSealed::NotReadBack));
+        }
     }
 
     /// AES-GCM alone lets one ciphertext open under two keys. The commitment decides before the tag
