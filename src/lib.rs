@@ -7,4 +7,5 @@ pub mod base;
 pub mod crypto;
 pub mod gateway;
 pub mod model;
+pub mod sandbox;
 pub mod store;

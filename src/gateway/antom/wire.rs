@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 pub const PAY: &str = "/ams/api/v1/payments/pay";
 /// `POST` path of inquiryPayment, production form.
 pub const INQUIRY_PAYMENT: &str = "/ams/api/v1/payments/inquiryPayment";
+/// `POST` path of cancel, production form.
+pub const CANCEL: &str = "/ams/api/v1/payments/cancel";
 
 /// What a sandbox client id begins with.
 pub const SANDBOX_CLIENT_PREFIX: &str = "SANDBOX_";

@@ -1,0 +1,188 @@
+//! `pay`: one charge for one `paymentRequestId`, whatever happens to the answer.
+//!
+//! Everything is decided under the ledger's lock and is on disk before an answer leaves, so that twenty
+//! requests with one id are one charge. A trigger then spoils the answer, never the books.
+
+use std::io;
+
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Manner, message, result};
+use super::api::Core;
+use super::check::{self, Method, PayRequest};
+use super::ledger::{Books, LedgerEntry, Status};
+use super::payment;
+use super::triggers::{self, Acts, Says, Trigger};
+use crate::base::clock::Millis;
+
+/// A payment that lands after its client has given up.
+pub(super) struct Later(PayRequest);
+
+/// Answers a pay request.
+pub(super) fn answer(core: &Core, body: &Value) -> io::Result<Answer> {
+    let request = match check::pay(body) {
+        Ok(request) => request,
+        Err(refusal) => return Ok(refusal.into()),
+    };
+    let trigger = triggers::find(&request.amount.value);
+    let (spoilt, entry) = core.ledger.with(|books| decide(books, &request, trigger, core.now()))?;
+    let truth = match &entry {
+        Some(entry) if entry.digest != core.ledger.with(|books| Ok(books.digest(&request.parts())))? => {
+            return Ok(Answer::failure("REPEAT_REQ_INCONSISTENT"));
+        }
+        Some(entry) if entry.status == Status::Cancelled => return Ok(Answer::failure("ORDER_IS_CLOSED")),
+        Some(entry) => payment::pay_answer(entry, &core.base_url),
+        None => Value::Null,
+    };
+    let mut answer = spoil(spoilt, truth, &request);
+    if trigger.is_some_and(|trigger| trigger.acts == Acts::Late) && entry.is_none() {
+        answer.later = Some(Box::new(Later(request)));
+    }
+    Ok(answer)
+}
+
+/// Lets a late payment land, unless its id was used in the meantime.
+pub(super) fn land(core: &Core, later: &Later) -> io::Result<()> {
+    core.ledger.with(|books| match books.find(&later.0.payment_request_id) {
+        Some(_) => Ok(()),
+        None => {
+            let entry = payment::begin(books, &later.0, core.now())?;
+            books.put(entry)
+        }
+    })
+}
+
+/// Does what the request, the books and the trigger say. No payment: the trigger did nothing.
+fn decide(
+    books: &mut Books,
+    request: &PayRequest,
+    trigger: Option<&Trigger>,
+    now: Millis,
+) -> io::Result<(Says, Option<LedgerEntry>)> {
+    if let Some(entry) = books.find(&request.payment_request_id).cloned() {
+        let entry = push_on(books, entry, request, now)?;
+        return Ok((Says::Truth, Some(entry)));
+    }
+    let (acts, says) = trigger.map_or((Acts::Pays, Says::Truth), |trigger| (trigger.acts, trigger.says));
+    if matches!(acts, Acts::Nothing | Acts::Late) {
+        if books.strike(&request.payment_request_id)? {
+            return Ok((says, None));
+        }
+        let entry = payment::begin(books, request, now)?;
+        books.put(entry.clone())?;
+        return Ok((Says::Truth, Some(entry)));
+    }
+    let entry = act(books, request, acts, now)?;
+    books.put(entry.clone())?;
+    Ok((says, Some(entry)))
+}
+
+fn act(books: &Books, request: &PayRequest, acts: Acts, now: Millis) -> io::Result<LedgerEntry> {
+    match acts {
+        Acts::Waits(code) => payment::begin_as(books, request, code, None, now),
+        Acts::Fails(code, decline) => {
+            let mut entry = payment::begin_as(books, request, code, decline, now)?;
+            payment::settle(&mut entry, now)?;
+            Ok(entry)
+        }
+        Acts::Closes => {
+            let mut entry = payment::begin_as(books, request, payment::PAID, None, now)?;
+            payment::cancel(&mut entry, now);
+            Ok(entry)
+        }
+        Acts::Pays | Acts::Nothing | Acts::Late => payment::begin(books, request, now),
+    }
+}
+
+/// A repeat ends a payment that only waits for time to pass; one that waits for its buyer waits on.
+fn push_on(
+    books: &mut Books,
+    mut entry: LedgerEntry,
+    request: &PayRequest,
+    now: Millis,
+) -> io::Result<LedgerEntry> {
+    let same = entry.digest == books.digest(&request.parts());
+    if same && entry.status == Status::Processing && entry.page.is_none() {
+        payment::settle(&mut entry, now)?;
+        books.put(entry.clone())?;
+    }
+    Ok(entry)
+}
+
+/// The answer that a trigger makes of the truth.
+fn spoil(says: Says, mut truth: Value, request: &PayRequest) -> Answer {
+    match says {
+        Says::Truth => Answer::json(&truth, Manner::Plain),
+        Says::TruthLate => Answer::json(&truth, Manner::Late),
+        Says::TruthWithoutNetworkId => {
+            if let Some(info) = truth.get_mut("paymentResultInfo").and_then(Value::as_object_mut) {
+                info.remove("networkTransactionId");
+            }
+            Answer::json(&truth, Manner::Plain)
+        }
+        Says::ResultOnly => Answer::json(&json!({ "result": truth["result"] }), Manner::Plain),
+        Says::Instead(code) => Answer::result(code.status, code.code, message(code.code)),
+        Says::Silence => Answer::nothing(Manner::Silence),
+        Says::Closed => Answer::nothing(Manner::Closed),
+        Says::ServerError => Answer::nothing(Manner::ServerError),
+        Says::Redirect => Answer::nothing(Manner::Redirect),
+        Says::Unsigned => Answer::json(&truth, Manner::Unsigned),
+        Says::WronglySigned => Answer::json(&truth, Manner::WronglySigned),
+        Says::UnsignedFailure => {
+            let failure = result("F", "PROCESS_FAIL", message("PROCESS_FAIL"));
+            Answer::json(&json!({ "result": failure }), Manner::Unsigned)
+        }
+        Says::OtherId => {
+            truth["paymentRequestId"] = json!("PAY_OF_SOMEBODY_ELSE");
+            Answer::json(&truth, Manner::Plain)
+        }
+        Says::OtherAmount => {
+            truth["paymentAmount"]["value"] = json!("1");
+            truth["actualPaymentAmount"] = truth["paymentAmount"].clone();
+            Answer::json(&truth, Manner::Plain)
+        }
+        Says::Garbage => Answer::bytes(b"<html>Bad Gateway</html>".to_vec(), Manner::Plain),
+        Says::Truncated => Answer::json(&truth, Manner::Truncated),
+        Says::Empty => Answer::nothing(Manner::Plain),
+        Says::Oversized => {
+            truth["padding"] = json!("x".repeat(OVERSIZE));
+            let shown = Some("(paid; more than a mebibyte of padding)");
+            Answer { shown, ..Answer::json(&truth, Manner::Plain) }
+        }
+        Says::Echo => {
+            echo(&mut truth, request);
+            let shown = Some("(paid; card data given back in the clear and disguised)");
+            Answer { shown, ..Answer::json(&truth, Manner::Plain) }
+        }
+    }
+}
+
+/// More than a client should read.
+const OVERSIZE: usize = 1024 * 1024 + 64 * 1024;
+
+/// Gives card data back as no gateway should: by name, and inside other texts in four disguises.
+fn echo(truth: &mut Value, request: &PayRequest) {
+    let (digits, cvv) = match &request.method {
+        Method::Card { digits, cvv } => (digits.as_str(), cvv.as_deref().unwrap_or("737")),
+        Method::Token(_) | Method::HostedPage => return,
+    };
+    let spaced = digits
+        .as_bytes()
+        .chunks(4)
+        .map(|group| String::from_utf8_lossy(group).into_owned())
+        .collect::<Vec<_>>()
+        .join(" ");
+    let encoded: String = digits.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let base64 = BASE64.encode(digits.as_bytes());
+    let info = &mut truth["paymentResultInfo"];
+    info["cardNo"] = json!(digits);
+    info["cvv"] = json!(cvv);
+    info["cardToken"] = json!("SBXTOKENECHOED");
+    info["threeDSResult"] =
+        json!({ "eci": "05", "cavv": "ZWNob2VkIGNhdnYgdmFsdWU=", "caav": "ZWNob2VkIGNhYXYgdmFsdWU=" });
+    truth["result"]["resultMessage"] = json!(format!(
+        "card {digits} is {spaced} is {} is {encoded} is {base64}",
+        spaced.replace(' ', "%20")
+    ));
+}
