@@ -87,7 +87,7 @@ pub(super) fn is_card_number(text: &str) -> bool {
             (digit, _) => digit * 2,
         })
         .sum();
-    digits && sum % 10 == 0
+    digits && sum.is_multiple_of(10)
 }
 
 fn brand(digits: &str) -> &'static str {

@@ -19,6 +19,18 @@ use crate::base::clock::Millis;
 /// A payment that lands after its client has given up.
 pub(super) struct Later(PayRequest);
 
+/// What became of a request, with the books as the only witness.
+enum Decision {
+    /// A trigger struck and did nothing.
+    Struck(Says),
+    /// The id stands for another payment than the one asked for.
+    Inconsistent,
+    /// The id was cancelled.
+    Closed,
+    /// The payment as it now stands, to be told in this way.
+    Stands(Says, Box<LedgerEntry>),
+}
+
 /// Answers a pay request.
 pub(super) fn answer(core: &Core, body: &Value) -> io::Result<Answer> {
     let request = match check::pay(body) {
@@ -26,20 +38,20 @@ pub(super) fn answer(core: &Core, body: &Value) -> io::Result<Answer> {
         Err(refusal) => return Ok(refusal.into()),
     };
     let trigger = triggers::find(&request.amount.value);
-    let (spoilt, entry) = core.ledger.with(|books| decide(books, &request, trigger, core.now()))?;
-    let truth = match &entry {
-        Some(entry) if entry.digest != core.ledger.with(|books| Ok(books.digest(&request.parts())))? => {
-            return Ok(Answer::failure("REPEAT_REQ_INCONSISTENT"));
+    match core.ledger.with(|books| decide(books, &request, trigger, core.now()))? {
+        Decision::Inconsistent => Ok(Answer::failure("REPEAT_REQ_INCONSISTENT")),
+        Decision::Closed => Ok(Answer::failure("ORDER_IS_CLOSED")),
+        Decision::Stands(says, entry) => {
+            Ok(spoil(says, payment::pay_answer(&entry, &core.base_url), &request))
         }
-        Some(entry) if entry.status == Status::Cancelled => return Ok(Answer::failure("ORDER_IS_CLOSED")),
-        Some(entry) => payment::pay_answer(entry, &core.base_url),
-        None => Value::Null,
-    };
-    let mut answer = spoil(spoilt, truth, &request);
-    if trigger.is_some_and(|trigger| trigger.acts == Acts::Late) && entry.is_none() {
-        answer.later = Some(Box::new(Later(request)));
+        Decision::Struck(says) => {
+            let mut answer = spoil(says, Value::Null, &request);
+            if trigger.is_some_and(|trigger| trigger.acts == Acts::Late) {
+                answer.later = Some(Box::new(Later(request)));
+            }
+            Ok(answer)
+        }
     }
-    Ok(answer)
 }
 
 /// Lets a late payment land, unless its id was used in the meantime.
@@ -53,29 +65,29 @@ pub(super) fn land(core: &Core, later: &Later) -> io::Result<()> {
     })
 }
 
-/// Does what the request, the books and the trigger say. No payment: the trigger did nothing.
 fn decide(
     books: &mut Books,
     request: &PayRequest,
     trigger: Option<&Trigger>,
     now: Millis,
-) -> io::Result<(Says, Option<LedgerEntry>)> {
+) -> io::Result<Decision> {
     if let Some(entry) = books.find(&request.payment_request_id).cloned() {
-        let entry = push_on(books, entry, request, now)?;
-        return Ok((Says::Truth, Some(entry)));
+        return repeat(books, entry, request, now);
     }
-    let (acts, says) = trigger.map_or((Acts::Pays, Says::Truth), |trigger| (trigger.acts, trigger.says));
+    let (mut acts, mut says) =
+        trigger.map_or((Acts::Pays, Says::Truth), |trigger| (trigger.acts, trigger.says));
     if matches!(acts, Acts::Nothing | Acts::Late) {
         if books.strike(&request.payment_request_id)? {
-            return Ok((says, None));
+            return Ok(Decision::Struck(says));
         }
-        let entry = payment::begin(books, request, now)?;
-        books.put(entry.clone())?;
-        return Ok((Says::Truth, Some(entry)));
+        (acts, says) = (Acts::Pays, Says::Truth);
     }
     let entry = act(books, request, acts, now)?;
     books.put(entry.clone())?;
-    Ok((says, Some(entry)))
+    match entry.status {
+        Status::Cancelled => Ok(Decision::Closed),
+        _ => Ok(Decision::Stands(says, Box::new(entry))),
+    }
 }
 
 fn act(books: &Books, request: &PayRequest, acts: Acts, now: Millis) -> io::Result<LedgerEntry> {
@@ -96,18 +108,23 @@ fn act(books: &Books, request: &PayRequest, acts: Acts, now: Millis) -> io::Resu
 }
 
 /// A repeat ends a payment that only waits for time to pass; one that waits for its buyer waits on.
-fn push_on(
+fn repeat(
     books: &mut Books,
     mut entry: LedgerEntry,
     request: &PayRequest,
     now: Millis,
-) -> io::Result<LedgerEntry> {
-    let same = entry.digest == books.digest(&request.parts());
-    if same && entry.status == Status::Processing && entry.page.is_none() {
+) -> io::Result<Decision> {
+    if entry.digest != books.digest(&request.parts()) {
+        return Ok(Decision::Inconsistent);
+    }
+    if entry.status == Status::Cancelled {
+        return Ok(Decision::Closed);
+    }
+    if entry.status == Status::Processing && entry.page.is_none() {
         payment::settle(&mut entry, now)?;
         books.put(entry.clone())?;
     }
-    Ok(entry)
+    Ok(Decision::Stands(Says::Truth, Box::new(entry)))
 }
 
 /// The answer that a trigger makes of the truth.

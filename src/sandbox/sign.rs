@@ -53,7 +53,7 @@ impl MerchantKey {
                 .to_vec(),
         };
         match SubjectPublicKeyInfo::from_der(&spki) {
-            Ok((rest, info)) if rest.is_empty() => {
+            Ok(([], info)) => {
                 let key = info.subject_public_key.data.to_vec();
                 Ok(Self(UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key)))
             }
