@@ -98,7 +98,7 @@ impl Core {
 
     fn remember(&self, incoming: &Incoming, answer: &Answer) {
         let call = Call {
-            path: incoming.path.clone(),
+            path: mask::text(&incoming.path),
             request: mask::body(&incoming.body),
             answer: match answer.shown {
                 Some(shown) => shown.to_owned(),

@@ -23,6 +23,7 @@ pub(super) struct PayRequest {
     pub redirect_url: String,
     pub method: Method,
     pub three_ds: bool,
+    pub three_ds_upgrade: bool,
     pub tokenize: bool,
     pub billing_address: bool,
 }
@@ -79,6 +80,7 @@ pub(super) fn pay(body: &Value) -> Result<PayRequest, Refusal> {
         redirect_url,
         method: payment_method(method, data)?,
         three_ds: flag(data, THREE_DS)?.unwrap_or(false),
+        three_ds_upgrade: flag(data, UPGRADE)?.unwrap_or(false),
         tokenize: flag(data, "tokenize")?.unwrap_or(false),
         billing_address: data.contains_key("billingAddress"),
     })
@@ -139,7 +141,7 @@ const META_DATA: &[&str] = &[
     "billingAddress",
     "isCardOnFile",
     THREE_DS,
-    "enableAuthenticationUpgrade",
+    UPGRADE,
     "recurringType",
     "networkTransactionId",
     "tokenize",
@@ -153,6 +155,7 @@ const META_DATA: &[&str] = &[
     "cardPasswordDigest",
 ];
 const THREE_DS: &str = "is3DSAuthentication";
+const UPGRADE: &str = "enableAuthenticationUpgrade";
 
 /// Keys, flags and the rules of a merchant-initiated payment (reference 8.1).
 fn meta_data(data: &Map<String, Value>) -> Result<(), Refusal> {
@@ -160,7 +163,6 @@ fn meta_data(data: &Map<String, Value>) -> Result<(), Refusal> {
         return Err(refusal("INVALID_PAYMENT_METHOD_META_DATA", "paymentMethodMetaData has an unknown key."));
     }
     let on_file = flag(data, "isCardOnFile")?;
-    flag(data, "enableAuthenticationUpgrade")?;
     if data.contains_key("billingAddress") {
         text(object(data, "billingAddress")?, "billingAddress.region", 2)?;
     }

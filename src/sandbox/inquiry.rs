@@ -9,7 +9,7 @@ use super::api::Core;
 use super::check::{self, Named};
 use super::ledger::{Books, LedgerEntry, Status};
 use super::payment;
-use super::triggers;
+use super::triggers::{self, Inquiry};
 
 /// A payment in process without a page ends at this inquiry.
 const ENDS_AT: u32 = 2;
@@ -24,7 +24,11 @@ pub(super) fn inquire(core: &Core, body: &Value) -> io::Result<Answer> {
         let Some(mut entry) = find(books, &named) else {
             return Ok(Answer::failure("ORDER_NOT_EXIST"));
         };
-        let silent = triggers::find(&entry.amount.value).is_some_and(|trigger| trigger.silent_inquiry);
+        let manner = triggers::find(&entry.amount.value).map_or(Inquiry::Told, |trigger| trigger.inquiry);
+        if manner == Inquiry::Unclear && entry.status != Status::Cancelled {
+            return Ok(Answer::result("U", "UNKNOWN_EXCEPTION", message("UNKNOWN_EXCEPTION")));
+        }
+        let silent = manner == Inquiry::FirstSilent;
         let waits = entry.status == Status::Processing && entry.page.is_none();
         if silent || waits {
             entry.inquiries = entry.inquiries.saturating_add(1);
@@ -56,6 +60,9 @@ pub(super) fn cancel(core: &Core, body: &Value) -> io::Result<Answer> {
             Status::Success | Status::Processing => {
                 payment::cancel(&mut entry, core.now());
                 books.put(entry.clone())?;
+                if triggers::find(&entry.amount.value).is_some_and(|trigger| trigger.silent_cancel) {
+                    return Ok(Answer::nothing(Manner::Silence));
+                }
             }
         }
         let answer = json!({

@@ -59,7 +59,7 @@ pub(super) fn land(core: &Core, later: &Later) -> io::Result<()> {
     core.ledger.with(|books| match books.find(&later.0.payment_request_id) {
         Some(_) => Ok(()),
         None => {
-            let entry = payment::begin(books, &later.0, core.now())?;
+            let entry = payment::begin(books, &later.0, later.0.three_ds, core.now())?;
             books.put(entry)
         }
     })
@@ -103,7 +103,11 @@ fn act(books: &Books, request: &PayRequest, acts: Acts, now: Millis) -> io::Resu
             payment::cancel(&mut entry, now);
             Ok(entry)
         }
-        Acts::Pays | Acts::Nothing | Acts::Late => payment::begin(books, request, now),
+        Acts::AsksForThreeDs if request.three_ds_upgrade || request.three_ds => {
+            payment::begin(books, request, true, now)
+        }
+        Acts::AsksForThreeDs => act(books, request, triggers::AUTHENTICATION_REQUIRED.acts, now),
+        Acts::Pays | Acts::Nothing | Acts::Late => payment::begin(books, request, request.three_ds, now),
     }
 }
 

@@ -26,8 +26,13 @@ pub(super) const PAID: Code = Code { status: "S", code: "SUCCESS" };
 
 /// A payment that is about to go the way that its card and its request ask for: paid, declined, or
 /// waiting for the buyer on a page.
-pub(super) fn begin(books: &Books, request: &PayRequest, now: Millis) -> io::Result<LedgerEntry> {
-    let mut entry = blank(books, request, now)?;
+pub(super) fn begin(
+    books: &Books,
+    request: &PayRequest,
+    three_ds: bool,
+    now: Millis,
+) -> io::Result<LedgerEntry> {
+    let mut entry = blank(books, request, three_ds, now)?;
     if entry.page.is_none() {
         settle(&mut entry, now)?
     }
@@ -42,7 +47,7 @@ pub(super) fn begin_as(
     decline: Option<Decline>,
     now: Millis,
 ) -> io::Result<LedgerEntry> {
-    let mut entry = blank(books, request, now)?;
+    let mut entry = blank(books, request, false, now)?;
     entry.page = None;
     judge(&mut entry, code, decline);
     Ok(entry)
@@ -127,7 +132,7 @@ pub(super) fn random_word(characters: usize) -> io::Result<String> {
     Ok(word)
 }
 
-fn blank(books: &Books, request: &PayRequest, now: Millis) -> io::Result<LedgerEntry> {
+fn blank(books: &Books, request: &PayRequest, three_ds_wanted: bool, now: Millis) -> io::Result<LedgerEntry> {
     let card = match &request.method {
         Method::Card { digits, .. } => Some(cards::facts(digits)),
         Method::Token(token) => books
@@ -143,7 +148,7 @@ fn blank(books: &Books, request: &PayRequest, now: Millis) -> io::Result<LedgerE
     };
     let hosted = card.is_none();
     let frictionless = digits == cards::FRICTIONLESS_CARD;
-    let challenge = request.three_ds && !frictionless && !hosted;
+    let challenge = three_ds_wanted && !frictionless && !hosted;
     let mut entry = LedgerEntry {
         payment_request_id: request.payment_request_id.clone(),
         payment_id: payment_id(now)?,
@@ -174,7 +179,7 @@ fn blank(books: &Books, request: &PayRequest, now: Millis) -> io::Result<LedgerE
         redirect_url: request.redirect_url.clone(),
         inquiries: 0,
     };
-    if request.three_ds && frictionless {
+    if three_ds_wanted && frictionless {
         entry.three_ds = Some(three_ds(&entry, false)?);
     }
     match cards::decline(digits) {

@@ -642,10 +642,13 @@ async fn every_trigger_does_what_the_help_says() {
         ("660052", Verified("F", "REPEAT_REQ_INCONSISTENT"), "SUCCESS", "S SUCCESS"),
         ("660053", Verified("F", "ORDER_IS_CLOSED"), "CANCELLED", "F ORDER_IS_CLOSED"),
         ("660061", Nothing, "silent", "S SUCCESS"),
+        ("660062", Nothing, "U", "S SUCCESS"),
+        ("660063", Nothing, "U", "S SUCCESS"),
         ("660071", Verified("F", "USER_BALANCE_NOT_ENOUGH"), "FAIL", "F USER_BALANCE_NOT_ENOUGH"),
         ("660072", Verified("F", "DO_NOT_HONOR"), "FAIL", "F DO_NOT_HONOR"),
         ("660073", Verified("F", "ISSUER_REJECTS_TRANSACTION"), "FAIL", "F ISSUER_REJECTS_TRANSACTION"),
         ("660074", Verified("F", "AUTHENTICATION_REQUIRED"), "FAIL", "F AUTHENTICATION_REQUIRED"),
+        ("660075", Verified("F", "AUTHENTICATION_REQUIRED"), "FAIL", "F AUTHENTICATION_REQUIRED"),
     ];
     assert_eq!(
         cases.iter().map(|case| case.0).collect::<Vec<_>>(),
@@ -679,6 +682,7 @@ async fn every_trigger_does_what_the_help_says() {
                 assert!(bench.call(INQUIRY, &json!({ "paymentRequestId": amount })).await.is_none());
                 assert_eq!(bench.inquire(amount).await["paymentStatus"], "SUCCESS");
             }
+            "U" => assert_eq!(outcome(&bench.inquire(amount).await), ("U", "UNKNOWN_EXCEPTION")),
             "-" => assert_eq!(outcome(&bench.inquire(amount).await), ("F", "ORDER_NOT_EXIST"), "{amount}"),
             status => assert_eq!(bench.inquire(amount).await["paymentStatus"], status, "{amount}"),
         }
@@ -728,6 +732,31 @@ async fn waiting_payments_end_at_the_second_inquiry() {
         assert_eq!(bench.inquire(amount).await["paymentStatus"], end);
         assert_eq!(bench.charges(), charged);
     }
+}
+
+#[tokio::test]
+async fn an_unclear_payment_can_be_cancelled_even_if_the_answer_is_lost() {
+    let bench = Bench::new().await;
+    for amount in ["660062", "660063"] {
+        let named = json!({ "paymentRequestId": amount });
+        assert!(bench.call(PAY, &pay_body(amount, amount)).await.is_none());
+        assert_eq!(bench.call(CANCEL, &named).await.is_none(), amount == "660063");
+        assert_eq!(bench.inquire(amount).await["paymentStatus"], "CANCELLED");
+        assert_eq!(outcome(&bench.good(CANCEL, &named).await), SUCCESS);
+    }
+}
+
+#[tokio::test]
+async fn a_soft_decline_becomes_a_page_if_the_request_allows_it() {
+    let bench = Bench::new().await;
+    let mut body = pay_body("SOFT", "660075");
+    body["paymentMethod"]["paymentMethodMetaData"]["enableAuthenticationUpgrade"] = json!(true);
+    let answer = bench.good(PAY, &body).await;
+    assert_eq!(outcome(&answer), IN_PROCESS);
+    bench.visit(&format!("{}/approve", answer["normalUrl"].as_str().unwrap())).await;
+    let paid = bench.good(PAY, &body).await;
+    assert_eq!(outcome(&paid), SUCCESS);
+    assert_eq!(paid["paymentResultInfo"]["threeDSResult"]["challenged"], true);
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ pub(super) enum Acts {
     Waits(Code),
     /// Fails with this code.
     Fails(Code, Option<Decline>),
+    /// As `Pays` with 3DS if the request allows it, else fails for the want of it.
+    AsksForThreeDs,
     /// The id is cancelled before anything was paid.
     Closes,
 }
@@ -66,6 +68,17 @@ pub(super) enum Says {
     Echo,
 }
 
+/// How inquiries into a payment are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Inquiry {
+    /// Truly.
+    Told,
+    /// The first one not at all.
+    FirstSilent,
+    /// `U` until the payment is cancelled.
+    Unclear,
+}
+
 /// A result code with the status that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Code {
@@ -84,8 +97,10 @@ pub(super) struct Trigger {
     pub acts: Acts,
     /// How the pay request is answered.
     pub says: Says,
-    /// The first inquiry is not answered.
-    pub silent_inquiry: bool,
+    /// How inquiries are answered.
+    pub inquiry: Inquiry,
+    /// The cancel that ends the payment is not answered.
+    pub silent_cancel: bool,
 }
 
 /// The trigger of an amount, if it is one.
@@ -102,7 +117,11 @@ const fn unclear(code: &'static str) -> Code {
 }
 
 const fn on(amount: &'static str, acts: Acts, says: Says) -> Trigger {
-    Trigger { amount, acts, says, silent_inquiry: false }
+    Trigger { amount, acts, says, inquiry: Inquiry::Told, silent_cancel: false }
+}
+
+const fn lost(amount: &'static str, inquiry: Inquiry, silent_cancel: bool) -> Trigger {
+    Trigger { amount, acts: Acts::Pays, says: Says::Closed, inquiry, silent_cancel }
 }
 
 const fn declined(
@@ -114,6 +133,9 @@ const fn declined(
     let decline = Decline { refusal_code: raw, merchant_advice: advice };
     on(amount, Acts::Fails(failure(code), Some(decline)), Says::Truth)
 }
+
+/// A decline for the want of 3DS.
+pub(super) const AUTHENTICATION_REQUIRED: Trigger = declined("660074", "AUTHENTICATION_REQUIRED", "1A", None);
 
 /// Every trigger, in the order of `cards.txt`.
 pub(super) const TRIGGERS: &[Trigger] = &[
@@ -146,9 +168,12 @@ pub(super) const TRIGGERS: &[Trigger] = &[
     on("660051", Acts::Nothing, Says::Instead(failure("REPEAT_REQ_INCONSISTENT"))),
     on("660052", Acts::Pays, Says::Instead(failure("REPEAT_REQ_INCONSISTENT"))),
     on("660053", Acts::Closes, Says::Truth),
-    Trigger { amount: "660061", acts: Acts::Pays, says: Says::Closed, silent_inquiry: true },
+    lost("660061", Inquiry::FirstSilent, false),
+    lost("660062", Inquiry::Unclear, false),
+    lost("660063", Inquiry::Unclear, true),
     declined("660071", "USER_BALANCE_NOT_ENOUGH", "51", None),
     declined("660072", "DO_NOT_HONOR", "05", Some("03")),
     declined("660073", "ISSUER_REJECTS_TRANSACTION", "R1", None),
-    declined("660074", "AUTHENTICATION_REQUIRED", "1A", None),
+    AUTHENTICATION_REQUIRED,
+    on("660075", Acts::AsksForThreeDs, Says::Truth),
 ];
