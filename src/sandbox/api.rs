@@ -105,6 +105,7 @@ impl Core {
                 None => mask::body(&answer.bytes),
             },
         };
+        tracing::info!(path = call.path, manner = ?answer.manner, "the sandbox was called");
         let mut calls = held(&self.calls);
         if calls.len() == CALLS {
             calls.pop_front();

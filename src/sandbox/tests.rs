@@ -344,6 +344,23 @@ async fn cards_end_as_the_help_says() {
 }
 
 #[tokio::test]
+async fn declines_carry_the_issuers_own_words() {
+    let bench = Bench::new().await;
+    let cases = [
+        ("660071", "51", None),
+        ("660072", "05", Some("03")),
+        ("660073", "R1", None),
+        ("660074", "1A", None),
+    ];
+    for (amount, raw, advice) in cases {
+        let info = bench.good(PAY, &pay_body(amount, amount)).await["paymentResultInfo"].clone();
+        assert_eq!(info["refusalCodeRaw"], raw);
+        assert_eq!(info.get("merchantAdviceCode").and_then(Value::as_str), advice);
+        assert_eq!(bench.inquire(amount).await["paymentResultInfo"], info);
+    }
+}
+
+#[tokio::test]
 async fn the_same_request_again_is_the_same_payment_and_another_one_is_refused() {
     let bench = Bench::new().await;
     let first = bench.good(PAY, &pay_body("ONE", "30000")).await;
@@ -726,7 +743,9 @@ async fn spoilt_answers_are_spoilt_in_the_right_place() {
 async fn waiting_payments_end_at_the_second_inquiry() {
     let bench = Bench::new().await;
     for (amount, end, charged) in [("660042", "SUCCESS", 1), ("660043", "FAIL", 1)] {
-        let answer = bench.good(PAY, &pay_body(amount, amount)).await;
+        let mut body = pay_body(amount, amount);
+        body["paymentMethod"] = json!({ "paymentMethodType": "CARD" });
+        let answer = bench.good(PAY, &body).await;
         assert!(answer.get("normalUrl").is_none());
         assert_eq!(bench.inquire(amount).await["paymentStatus"], "PROCESSING");
         assert_eq!(bench.inquire(amount).await["paymentStatus"], end);
