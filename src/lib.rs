@@ -7,5 +7,7 @@ pub mod base;
 pub mod crypto;
 pub mod gateway;
 pub mod model;
+pub mod ops;
 pub mod sandbox;
+pub mod slots;
 pub mod store;

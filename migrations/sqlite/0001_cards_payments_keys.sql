@@ -53,6 +53,8 @@ CREATE TABLE payments (
     settled_by         TEXT,
     -- Whether the request went out with a CVV or its like, and so can never be built again.
     had_sensitive      INTEGER NOT NULL,
+    -- Whether its number was typed for a card that was known; success then brings the typed details to it.
+    retyped            INTEGER NOT NULL,
     -- The request as it left, without PAN and CVV, sealed; NULL once the payment is final.
     outgoing           BLOB,
     -- The gateway's newest answer, scrubbed and sealed.

@@ -66,6 +66,11 @@ impl Parts {
         Ok(address)
     }
 
+    /// The same again, for another owner.
+    fn copy(&self) -> Self {
+        Self(self.0.iter().map(|(name, text)| (*name, text.expose().into())).collect())
+    }
+
     /// As JSON, in the order it was written.
     pub fn json(&self) -> String {
         let mut out = ObjectWriter::default();
@@ -100,6 +105,15 @@ pub struct Details {
 }
 
 impl Details {
+    /// These details as they were typed, with what was not typed taken from `old`.
+    pub fn over(&self, old: Details) -> Details {
+        Details {
+            expiry: self.expiry,
+            name: self.name.as_ref().map(Parts::copy).or(old.name),
+            address: self.address.as_ref().map(Parts::copy).or(old.address),
+        }
+    }
+
     /// As JSON, to be sealed.
     pub fn json(&self) -> String {
         let mut out = ObjectWriter::default();

@@ -4,5 +4,6 @@ pub mod access;
 pub mod card;
 pub mod pay_request;
 pub mod payment;
+pub mod payment_view;
 pub mod rules;
 pub mod vocabulary;

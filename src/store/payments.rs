@@ -29,6 +29,8 @@ pub struct NewPayment<'a> {
     pub amount: &'a str,
     /// Whether it leaves with a CVV or its like.
     pub had_sensitive: bool,
+    /// Whether the number was typed for a card that was known already.
+    pub retyped: bool,
     /// The request as it will leave, sealed, without PAN and CVV.
     pub outgoing: &'a Sealed,
     /// The process and attempt that will send it.
@@ -63,6 +65,10 @@ pub struct PaymentRow {
     pub settled_by: Option<String>,
     /// The newest answer, sealed.
     pub answer: Option<Sealed>,
+    /// The request as it left, sealed; none once the payment is final.
+    pub outgoing: Option<Sealed>,
+    /// Whether the number was typed for a card that was known already.
+    pub retyped: bool,
     /// The process and attempt that sent it.
     pub attempt: String,
     /// When it was asked for.
@@ -74,7 +80,7 @@ pub struct PaymentRow {
 macro_rules! columns {
     () => {
         "account, payment_request_id, merchant, card_id, status, meaning, meaning_key, currency, amount, \
-         payment_id, settled_by, answer, attempt, created_at, updated_at"
+         payment_id, settled_by, answer, outgoing, retyped, attempt, created_at, updated_at"
     };
 }
 
@@ -96,6 +102,8 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
         payment_id: row.text_or_null("payment_id")?,
         settled_by: row.text_or_null("settled_by")?,
         answer: row.bytes_or_null("answer")?.map(Sealed::from_bytes),
+        outgoing: row.bytes_or_null("outgoing")?.map(Sealed::from_bytes),
+        retyped: row.int("retyped")? == 1,
         attempt: row.text("attempt")?,
         created_at: Millis(row.int("created_at")?),
         updated_at: Millis(row.int("updated_at")?),
@@ -106,9 +114,9 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
 /// statement, so that no payment overtakes an erasure.
 pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO payments (account, payment_request_id, merchant, client, card_id, \
-         status, meaning, meaning_key, currency, amount, had_sensitive, outgoing, attempt, sent_at, \
-         version, created_at, updated_at) \
-         SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, 1, $13, $13 \
+         status, meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
+         sent_at, version, created_at, updated_at) \
+         SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $14, $14 \
          WHERE $5 IS NULL OR EXISTS (SELECT 1 FROM cards \
              WHERE merchant = $3 AND card_id = $5 AND erased_at IS NULL) \
          ON CONFLICT (account, payment_request_id) DO NOTHING";
@@ -123,6 +131,7 @@ pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<boo
         Arg::Text(payment.currency),
         Arg::Text(payment.amount),
         Arg::Int(i64::from(payment.had_sensitive)),
+        Arg::Int(i64::from(payment.retyped)),
         Arg::Bytes(payment.outgoing.as_bytes()),
         Arg::Text(payment.attempt),
         Arg::Int(payment.now.0),

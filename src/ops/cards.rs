@@ -1,0 +1,319 @@
+//! Cards: tokenise, read masked, update, hold a CVV, erase. This is the one place where a PAN is sealed
+//! and opened.
+
+use crate::base::card::Pan;
+use crate::base::cvv::Cvv;
+use crate::base::fault::FieldFault;
+use crate::base::ids::{CardId, Merchant, PaymentRequestId};
+use crate::base::limits::PAGE;
+use crate::base::sealed::Sealed;
+use crate::base::secret::SecretBuf;
+use crate::crypto::aad::{Field, Place};
+use crate::crypto::ephemeral::EphemeralSealed;
+use crate::crypto::keyring::Purpose;
+use crate::crypto::{envelope, fingerprint};
+use crate::model::access::{Allowed, EraseCards, ReadCards, WriteCards};
+use crate::model::card::{CardPatch, Details, MaskedCard, TypedCard};
+use crate::slots::Taken;
+use crate::store::cards as rows;
+use crate::store::cards::{CardFilter, CardRow, CvvSlot, NewCard};
+
+use super::error::OpError;
+use super::{Vault, cvv_of};
+
+/// How often a lost race is run again. Each turn somebody else has won, so progress is made.
+const TURNS: usize = 8;
+
+/// Which cards to list.
+#[derive(Default)]
+pub struct CardQuery {
+    /// Of one buyer.
+    pub buyer: Option<String>,
+    /// Of one PAN.
+    pub fingerprint: Option<[u8; 32]>,
+    /// After this card.
+    pub after: Option<CardId>,
+}
+
+impl Vault {
+    /// Tokenises a card; `true` where it is new. A known card keeps its reference and takes the details
+    /// that were typed now; details that were not typed stay.
+    pub async fn tokenise(
+        &self,
+        allowed: &Allowed<WriteCards>,
+        card: TypedCard,
+        cvv: Option<Cvv>,
+    ) -> Result<(bool, MaskedCard), OpError> {
+        let merchant = allowed.merchant();
+        let TypedCard { pan, details, buyer } = card;
+        let buyer = buyer.as_ref().map(|buyer| buyer.as_str());
+        let (new, card_id) = self.insert_or_update(merchant, &pan, details, buyer).await?;
+        drop(pan);
+        if let Some(cvv) = cvv {
+            self.hold(merchant, &card_id, &cvv, None).await?;
+        }
+        let row = rows::find_card(&self.db, merchant, &card_id).await?.ok_or(OpError::NotFound(None))?;
+        Ok((new, self.masked(merchant, &row).await?))
+    }
+
+    async fn insert_or_update(
+        &self,
+        merchant: &Merchant,
+        pan: &Pan,
+        details: Details,
+        buyer: Option<&str>,
+    ) -> Result<(bool, CardId), OpError> {
+        for _ in 0..TURNS {
+            if let Some(row) = self.find_by_pan(merchant, pan, buyer).await? {
+                if self.retype(merchant, &row, &details).await? {
+                    return Ok((false, row.card_id));
+                }
+            } else if let Some(card_id) = self.insert(merchant, pan, &details, buyer).await? {
+                return Ok((true, card_id));
+            }
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!("a card is being changed by many callers at once")))
+    }
+
+    /// The card that a payment names by its number. A known one stays as it is until the payment has
+    /// succeeded.
+    pub(super) async fn card_for_payment(
+        &self,
+        merchant: &Merchant,
+        pan: &Pan,
+        details: &Details,
+        buyer: Option<&str>,
+    ) -> Result<(bool, CardId), OpError> {
+        for _ in 0..TURNS {
+            if let Some(row) = self.find_by_pan(merchant, pan, buyer).await? {
+                return Ok((false, row.card_id));
+            }
+            if let Some(card_id) = self.insert(merchant, pan, details, buyer).await? {
+                return Ok((true, card_id));
+            }
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!("a card is being changed by many callers at once")))
+    }
+
+    /// The merchant's card with this PAN.
+    pub(super) async fn find_by_pan(
+        &self,
+        merchant: &Merchant,
+        pan: &Pan,
+        buyer: Option<&str>,
+    ) -> Result<Option<CardRow>, OpError> {
+        let key = self.keys.active(Purpose::Fingerprint)?;
+        let digest = fingerprint::fingerprint(&key, merchant, pan)?;
+        Ok(rows::find_card_by_pan(&self.db, merchant, buyer, &digest).await?)
+    }
+
+    async fn insert(
+        &self,
+        merchant: &Merchant,
+        pan: &Pan,
+        details: &Details,
+        buyer: Option<&str>,
+    ) -> Result<Option<CardId>, OpError> {
+        let card_id = CardId::make()?;
+        let key = self.keys.active(Purpose::Fingerprint)?;
+        let digest = fingerprint::fingerprint(&key, merchant, pan)?;
+        let dek = self.keys.active(Purpose::Card)?;
+        let place = Place { merchant, record: card_id.as_str(), field: Field::Pan };
+        let sealed_pan = envelope::seal_pan(&dek, &place, pan)?;
+        let sealed_details = self.seal_details(merchant, &card_id, details)?;
+        let card = NewCard {
+            card_id: &card_id,
+            merchant,
+            buyer,
+            fingerprint: &digest,
+            brand: pan.brand().name(),
+            bin: &pan.bin(self.policy.bin_format),
+            last4: &pan.last4(),
+            pan: &sealed_pan,
+            details: &sealed_details,
+            now: self.now(),
+        };
+        Ok(rows::insert_card(&self.db, &card).await?.then_some(card_id))
+    }
+
+    /// Gives a card the details that were typed again; `false` where somebody else changed it meanwhile.
+    pub(super) async fn retype(
+        &self,
+        merchant: &Merchant,
+        row: &CardRow,
+        details: &Details,
+    ) -> Result<bool, OpError> {
+        let old = self.open_details(merchant, row).await?;
+        let merged = details.over(old);
+        let sealed = self.seal_details(merchant, &row.card_id, &merged)?;
+        let (id, version) = (&row.card_id, row.version);
+        Ok(rows::update_details(&self.db, merchant, id, version, &sealed, true, self.now()).await?)
+    }
+
+    /// A masked card.
+    pub async fn read_card(&self, allowed: &Allowed<ReadCards>, id: &CardId) -> Result<MaskedCard, OpError> {
+        let row = self.live_card(allowed.merchant(), id).await?;
+        self.masked(allowed.merchant(), &row).await
+    }
+
+    /// A page of masked cards, and whether there are more.
+    pub async fn list_cards(
+        &self,
+        allowed: &Allowed<ReadCards>,
+        query: &CardQuery,
+        limit: i64,
+    ) -> Result<(Vec<MaskedCard>, bool), OpError> {
+        let merchant = allowed.merchant();
+        let filter = CardFilter {
+            buyer: query.buyer.as_deref(),
+            fingerprint: query.fingerprint.as_ref().map(<[u8; 32]>::as_slice),
+            after: query.after.as_ref(),
+        };
+        let limit = limit.clamp(1, PAGE);
+        let mut page = rows::list_cards(&self.db, merchant, &filter, limit + 1).await?;
+        let more = i64::try_from(page.len()).unwrap_or(i64::MAX) > limit;
+        page.truncate(usize::try_from(limit).unwrap_or_default());
+        let mut cards = Vec::with_capacity(page.len());
+        for row in &page {
+            cards.push(self.masked(merchant, row).await?);
+        }
+        Ok((cards, more))
+    }
+
+    /// Changes expiry, name or address.
+    pub async fn patch_card(
+        &self,
+        allowed: &Allowed<WriteCards>,
+        id: &CardId,
+        patch: impl Fn() -> Result<CardPatch, Vec<FieldFault>>,
+    ) -> Result<MaskedCard, OpError> {
+        let merchant = allowed.merchant();
+        for _ in 0..TURNS {
+            let row = self.live_card(merchant, id).await?;
+            let patch = patch().map_err(OpError::Invalid)?;
+            let details = patch.apply(self.open_details(merchant, &row).await?);
+            let sealed = self.seal_details(merchant, id, &details)?;
+            if rows::update_details(&self.db, merchant, id, row.version, &sealed, false, self.now()).await? {
+                let row = self.live_card(merchant, id).await?;
+                return self.masked(merchant, &row).await;
+            }
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!("a card is being changed by many callers at once")))
+    }
+
+    /// Holds a CVV for the card's next payment, or for one payment only.
+    pub async fn hold_cvv(
+        &self,
+        allowed: &Allowed<WriteCards>,
+        id: &CardId,
+        cvv: Cvv,
+        for_request: Option<&PaymentRequestId>,
+    ) -> Result<MaskedCard, OpError> {
+        let merchant = allowed.merchant();
+        self.live_card(merchant, id).await?;
+        self.hold(merchant, id, &cvv, for_request).await?;
+        drop(cvv);
+        let row = self.live_card(merchant, id).await?;
+        self.masked(merchant, &row).await
+    }
+
+    async fn hold(
+        &self,
+        merchant: &Merchant,
+        id: &CardId,
+        cvv: &Cvv,
+        for_request: Option<&PaymentRequestId>,
+    ) -> Result<(), OpError> {
+        let mut bytes = SecretBuf::with_capacity(4);
+        bytes.push(cvv.expose().as_bytes()).map_err(|error| OpError::Internal(error.into()))?;
+        let sealed = self.process_key.seal(id.as_str().as_bytes(), &bytes)?;
+        let until = self.slots.hold(merchant, id, sealed).map_err(|_| OpError::TooMuch)?;
+        let slot = CvvSlot {
+            holder: self.instance.as_str().to_owned(),
+            until,
+            for_request: for_request.map(|id| id.as_str().to_owned()),
+        };
+        // The memory came first: a row that promises a CVV which is not there would refuse payments.
+        match rows::hold_cvv(&self.db, merchant, id, &slot).await {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.slots.forget(merchant, id);
+                Err(OpError::NotFound(None))
+            }
+            Err(error) => {
+                self.slots.forget(merchant, id);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Opens the CVV that was taken from its slot.
+    pub(super) fn open_taken(&self, id: &CardId, taken: &Taken<EphemeralSealed>) -> Option<Cvv> {
+        let bytes = self.process_key.open(id.as_str().as_bytes(), taken.sealed()).ok()?;
+        cvv_of(&bytes)
+    }
+
+    /// Erases a card, at once and for good. Erasing it again is erasing it once.
+    pub async fn erase_card(&self, allowed: &Allowed<EraseCards>, id: &CardId) -> Result<(), OpError> {
+        let merchant = allowed.merchant();
+        if !rows::erase_card(&self.db, merchant, id, self.now()).await? {
+            return Err(OpError::NotFound(None));
+        }
+        self.slots.forget(merchant, id);
+        Ok(())
+    }
+
+    pub(super) async fn live_card(&self, merchant: &Merchant, id: &CardId) -> Result<CardRow, OpError> {
+        rows::find_card(&self.db, merchant, id).await?.ok_or(OpError::NotFound(None))
+    }
+
+    /// Opens a card's number for `use_it`, and nowhere else.
+    pub(super) async fn with_pan<T>(
+        &self,
+        merchant: &Merchant,
+        row: &CardRow,
+        use_it: impl FnOnce(&Pan) -> T,
+    ) -> Result<T, OpError> {
+        let dek = self.keys.of(&row.pan).await?;
+        let place = Place { merchant, record: row.card_id.as_str(), field: Field::Pan };
+        let pan = envelope::open_pan(&dek, &place, &row.pan)?;
+        Ok(use_it(&pan))
+    }
+
+    pub(super) async fn open_details(&self, merchant: &Merchant, row: &CardRow) -> Result<Details, OpError> {
+        let dek = self.keys.of(&row.details).await?;
+        let place = Place { merchant, record: row.card_id.as_str(), field: Field::Details };
+        let bytes = envelope::open(&dek, &place, &row.details)?;
+        let text = std::str::from_utf8(bytes.expose()).ok();
+        text.and_then(Details::from_json)
+            .ok_or_else(|| OpError::Internal(anyhow::anyhow!("details cannot be read")))
+    }
+
+    fn seal_details(&self, merchant: &Merchant, id: &CardId, details: &Details) -> Result<Sealed, OpError> {
+        let dek = self.keys.active(Purpose::Card)?;
+        let place = Place { merchant, record: id.as_str(), field: Field::Details };
+        Ok(envelope::seal(&dek, &place, &SecretBuf::from_vec(details.json().into_bytes()))?)
+    }
+
+    async fn masked(&self, merchant: &Merchant, row: &CardRow) -> Result<MaskedCard, OpError> {
+        let details = self.open_details(merchant, row).await?;
+        let digest: [u8; 32] = row
+            .fingerprint
+            .as_slice()
+            .try_into()
+            .map_err(|_| OpError::Internal(anyhow::anyhow!("a fingerprint has the wrong length")))?;
+        let now = self.now();
+        Ok(MaskedCard {
+            card_id: row.card_id.clone(),
+            brand: row.brand.clone(),
+            bin: row.bin.clone(),
+            last4: row.last4.clone(),
+            details,
+            fingerprint: fingerprint::show(&digest),
+            buyer: row.buyer.clone(),
+            cvv_held_until: row.cvv.as_ref().map(|slot| slot.until).filter(|until| *until > now),
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! Why an operation was not carried out: one thing for the caller, another for the log.
+
+use crate::base::entropy::NoEntropy;
+use crate::base::fault::FieldFault;
+use crate::crypto::envelope::{OpenError, SealError};
+use crate::crypto::keyring::{KeyringError, WrongPurpose};
+use crate::model::access::MissingScope;
+use crate::model::rules::Refusal;
+use crate::store::backend::StoreError;
+
+/// An operation that was refused, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpError {
+    /// The object does not exist, or is another merchant's: the two look the same.
+    #[error("not found")]
+    NotFound(Option<FieldFault>),
+    /// Members of the request are wrong.
+    #[error("the request is not valid")]
+    Invalid(Vec<FieldFault>),
+    /// The client lacks a scope.
+    #[error(transparent)]
+    Forbidden(#[from] MissingScope),
+    /// A rule of stored credentials forbids the payment; nothing was sent.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The request id is in use with another meaning.
+    #[error("the request id is in use")]
+    RequestIdReused,
+    /// The CVV that was held for the card is not in this process.
+    #[error("the held CVV is not available")]
+    CvvNotAvailable,
+    /// Too many CVVs are held.
+    #[error("too many CVVs are held")]
+    TooMuch,
+    /// The database or a key is not available; nothing was sent.
+    #[error("not available")]
+    Unavailable(#[source] anyhow::Error),
+    /// The request was sent, and its outcome could not be recorded.
+    #[error("the outcome is not known")]
+    OutcomeNotKnown(#[source] anyhow::Error),
+    /// Something that must not happen.
+    #[error("internal")]
+    Internal(#[source] anyhow::Error),
+}
+
+impl From<StoreError> for OpError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Unavailable(error.into()),
+            other => Self::Internal(other.into()),
+        }
+    }
+}
+
+macro_rules! internal {
+    ($($error:ty),*) => {$(
+        impl From<$error> for OpError {
+            fn from(error: $error) -> Self {
+                Self::Internal(error.into())
+            }
+        }
+    )*};
+}
+
+internal!(NoEntropy, OpenError, SealError, KeyringError, WrongPurpose);

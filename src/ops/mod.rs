@@ -1,0 +1,100 @@
+//! Operations: each reads like the story of one thing, and brings crypto, store and gateway together.
+//!
+//! Order matters here and is written down: record the intent, act, record the outcome. Ask of every
+//! line: what if the process dies now?
+
+pub mod cards;
+pub mod error;
+pub mod keys;
+pub mod payments;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::card::BinFormat;
+use crate::base::clock::{Millis, SharedClock};
+use crate::base::cvv::Cvv;
+use crate::base::entropy::NoEntropy;
+use crate::base::ids::{GatewayAccount, InstanceId};
+use crate::crypto::ephemeral::{EphemeralSealed, ProcessKey};
+use crate::gateway::Gateway;
+use crate::slots::Slots;
+use crate::store::backend::Db;
+
+use keys::DataKeys;
+
+/// What a deployment chooses.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// How much of a BIN is shown.
+    pub bin_format: BinFormat,
+    /// How long after it was typed a card without an agreement can be paid with.
+    pub unattached: Duration,
+    /// How long the process that sent a payment may repeat it and keep its CVV.
+    pub attempt_deadline: Duration,
+    /// Pauses between inquiries after an unclear answer (reference, section 11.2).
+    pub inquiry_pauses: Vec<Duration>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            bin_format: BinFormat::Six,
+            unattached: Duration::from_secs(168 * 3600),
+            attempt_deadline: crate::base::limits::ATTEMPT_DEADLINE,
+            inquiry_pauses: [1, 2, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5].map(Duration::from_secs).to_vec(),
+        }
+    }
+}
+
+/// Everything an operation works with.
+pub struct Vault {
+    /// The database.
+    pub db: Db,
+    /// Data keys, loaded on demand.
+    pub keys: DataKeys,
+    /// CVVs that wait for their payment.
+    pub slots: Slots<EphemeralSealed>,
+    /// Seals what may only be in memory.
+    process_key: ProcessKey,
+    /// Antom, by client id.
+    pub accounts: HashMap<GatewayAccount, Arc<dyn Gateway>>,
+    /// Time.
+    pub clock: SharedClock,
+    /// This process.
+    pub instance: InstanceId,
+    /// What the deployment chose.
+    pub policy: Policy,
+}
+
+impl Vault {
+    /// Puts the parts together under a fresh process key and name.
+    pub fn new(
+        db: Db,
+        keys: DataKeys,
+        accounts: HashMap<GatewayAccount, Arc<dyn Gateway>>,
+        clock: SharedClock,
+        policy: Policy,
+    ) -> Result<Self, NoEntropy> {
+        Ok(Self {
+            db,
+            keys,
+            slots: Slots::new(clock.clone()),
+            process_key: ProcessKey::make()?,
+            accounts,
+            clock,
+            instance: InstanceId::make()?,
+            policy,
+        })
+    }
+
+    fn now(&self) -> Millis {
+        self.clock.now()
+    }
+}
+
+/// Reads a CVV back from what a slot held.
+fn cvv_of(bytes: &crate::base::secret::SecretBuf) -> Option<Cvv> {
+    std::str::from_utf8(bytes.expose()).ok().and_then(Cvv::parse)
+}

@@ -1,0 +1,239 @@
+//! After the intent is durable: send, read the answer, and follow up where there is none.
+//!
+//! Only the process that sent a payment repeats it, with the same id and the same bytes, before the
+//! attempt's deadline, and only after the gateway has said in a verified answer that it does not know
+//! the payment. Its CVV waits for that repeat, sealed in memory, and is gone at the first verified
+//! answer to the pay call, at the deadline, or with the process.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::base::secret::SecretBuf;
+use crate::gateway::antom::answer::{Expected, Reading, read_pay};
+use crate::gateway::antom::scrub::{Own, scrub};
+use crate::gateway::antom::verify::VerifiedText;
+use crate::gateway::{Call, Exchange};
+use crate::model::pay_request::Sensitive;
+use crate::model::payment::{Source, Status, Verdict};
+use crate::model::payment_view::PaymentView;
+use crate::store::cards::find_card;
+use crate::store::payments as rows;
+use crate::store::payments::{Change, PaymentRow};
+
+use super::super::Vault;
+use super::super::error::OpError;
+use super::prepare::{Attempt, unpack};
+
+/// What an attempt keeps between its sends.
+struct Held {
+    attempt: Attempt,
+    deadline: Instant,
+}
+
+/// What one send of the pay call came to.
+enum Sent {
+    /// The gateway answered, and it is recorded.
+    Recorded(Box<PaymentRow>),
+    /// No answer that can be trusted.
+    NoAnswer,
+}
+
+impl Vault {
+    /// Sends a recorded payment for the first time and tells what is known then.
+    pub(super) async fn send_first(self: &Arc<Self>, attempt: Box<Attempt>) -> Result<PaymentView, OpError> {
+        let mut attempt = *attempt;
+        let deadline = self.clock.instant() + self.policy.attempt_deadline;
+        let body = std::mem::replace(&mut attempt.body, SecretBuf::with_capacity(0));
+        let mut held = Held { attempt, deadline };
+        let row = self.row_of(&held.attempt).await;
+        let exchange = held.attempt.gateway.call(Call::Pay, body).await;
+        let row = match row {
+            Ok(row) => row,
+            Err(_) => self.row_of(&held.attempt).await.map_err(not_recorded)?,
+        };
+        match self.take_answer(&row, &mut held, exchange).await {
+            Ok(Sent::Recorded(row)) => {
+                if row.status == Status::Unknown {
+                    self.follow_up(held);
+                }
+                self.view(&row).await
+            }
+            Ok(Sent::NoAnswer) => {
+                self.follow_up(held);
+                self.view(&row).await
+            }
+            Err(error) => {
+                self.follow_up(held);
+                Err(not_recorded(error))
+            }
+        }
+    }
+
+    async fn row_of(&self, attempt: &Attempt) -> Result<PaymentRow, OpError> {
+        rows::find_payment(&self.db, &attempt.account, &attempt.id)
+            .await?
+            .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))
+    }
+
+    /// Records what a pay call came to. A verified answer ends the CVV, whatever it says: a decline
+    /// completes an authorization too.
+    async fn take_answer(
+        &self,
+        row: &PaymentRow,
+        held: &mut Held,
+        exchange: Exchange,
+    ) -> Result<Sent, OpError> {
+        match exchange {
+            Exchange::Answered(answer) => self.take_verified(row, held, &answer).await,
+            Exchange::NotSent(reason) if row.status == Status::Unknown && held.attempt.never_repeated() => {
+                tracing::warn!(payment = %row.payment_request_id, reason, "a payment was not sent");
+                held.attempt.sensitive = None;
+                Ok(Sent::Recorded(Box::new(self.fail_unsent(row).await?)))
+            }
+            Exchange::NotSent(reason) | Exchange::NoAnswer(reason) => {
+                tracing::warn!(payment = %row.payment_request_id, reason, "a payment has no answer");
+                Ok(Sent::NoAnswer)
+            }
+        }
+    }
+
+    async fn take_verified(
+        &self,
+        row: &PaymentRow,
+        held: &mut Held,
+        answer: &VerifiedText,
+    ) -> Result<Sent, OpError> {
+        let expected = Expected { payment_request_id: &held.attempt.id, amount: &held.attempt.amount };
+        let Reading::Says(verdict) = read_pay(&answer.verified(), &expected) else {
+            tracing::error!(
+                alarm = true, payment = %row.payment_request_id,
+                "a signed answer speaks of another payment or amount"
+            );
+            return Ok(Sent::NoAnswer);
+        };
+        let scrubbed = self.scrub_own(held, answer).await;
+        // Here the CVV ends.
+        held.attempt.sensitive = None;
+        let row = self.settle_scrubbed(row, &scrubbed?, verdict, Source::Pay).await?;
+        Ok(Sent::Recorded(Box::new(row)))
+    }
+
+    /// The answer without the card data that its own call carried.
+    async fn scrub_own(&self, held: &Held, answer: &VerifiedText) -> Result<String, OpError> {
+        let sensitive = self.open_sensitive(held);
+        let cvv = sensitive.as_ref().and_then(|sensitive| sensitive.cvv.as_ref());
+        let card = match &held.attempt.card {
+            Some(id) => find_card(&self.db, &held.attempt.merchant, id).await?,
+            None => None,
+        };
+        let scrubbed = match card {
+            Some(row) => {
+                self.with_pan(&held.attempt.merchant, &row, |pan| {
+                    scrub(answer.verified().text(), Own { pan: Some(pan), cvv })
+                })
+                .await?
+            }
+            None => scrub(answer.verified().text(), Own { pan: None, cvv }),
+        };
+        scrubbed.ok_or_else(|| OpError::Internal(anyhow::anyhow!("a verified answer is not JSON")))
+    }
+
+    fn open_sensitive(&self, held: &Held) -> Option<Sensitive> {
+        let sealed = held.attempt.sensitive.as_ref()?;
+        let bytes = self.process_key.open(held.attempt.name.as_bytes(), sealed).ok()?;
+        unpack(&bytes)
+    }
+
+    /// A payment of which provably nothing was sent has failed, once that is durable.
+    async fn fail_unsent(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {
+        let change = Change {
+            from: Status::Unknown,
+            to: Status::Failed,
+            payment_id: None,
+            result_code: None,
+            result_status: None,
+            settled_by: Some("not_sent"),
+            answer: None,
+            now: self.now(),
+        };
+        rows::change_payment(&self.db, &row.account, &row.payment_request_id, &change).await?;
+        rows::find_payment(&self.db, &row.account, &row.payment_request_id)
+            .await?
+            .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))
+    }
+
+    /// Asks after a payment without a clear answer until it has one, or its attempt is over.
+    fn follow_up(self: &Arc<Self>, held: Held) {
+        let vault = Arc::clone(self);
+        tokio::spawn(async move { vault.follow(held).await });
+    }
+
+    async fn follow(self: Arc<Self>, mut held: Held) {
+        let pauses = self.policy.inquiry_pauses.clone();
+        let last = pauses.last().copied().unwrap_or(std::time::Duration::from_secs(5));
+        for pause in pauses.into_iter().chain(std::iter::repeat(last)) {
+            let left = held.deadline.saturating_duration_since(self.clock.instant());
+            if left.is_zero() {
+                break;
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            match self.follow_once(&mut held).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(payment = %held.attempt.id, error = &error as &dyn std::error::Error, "following up a payment failed");
+                }
+            }
+        }
+        held.attempt.sensitive = None;
+        tracing::error!(alarm = true, payment = %held.attempt.id, "a payment's outcome is still unknown");
+    }
+
+    /// One inquiry, and the repeat that it may call for; `true` where there is nothing left to do.
+    async fn follow_once(self: &Arc<Self>, held: &mut Held) -> Result<bool, OpError> {
+        let row = self.row_of(&held.attempt).await?;
+        if row.status != Status::Unknown {
+            return Ok(true);
+        }
+        let (row, verdict) = self.inquire(&row).await?;
+        if row.status != Status::Unknown {
+            return Ok(true);
+        }
+        if verdict == Some(Verdict::NotExist) && self.clock.instant() < held.deadline {
+            return self.send_again(&row, held).await;
+        }
+        Ok(false)
+    }
+
+    /// Sends the same bytes again, under the same id.
+    async fn send_again(&self, row: &PaymentRow, held: &mut Held) -> Result<bool, OpError> {
+        let Some(body) = self.fill_again(held).await? else { return Ok(false) };
+        let attempt = &held.attempt;
+        if !rows::note_resend(&self.db, &attempt.account, &attempt.id, &attempt.name, self.now()).await? {
+            return Ok(false);
+        }
+        held.attempt.sends += 1;
+        tracing::info!(payment = %row.payment_request_id, "repeating a payment that the gateway does not know");
+        let exchange = held.attempt.gateway.call(Call::Pay, body).await;
+        match self.take_answer(row, held, exchange).await? {
+            Sent::Recorded(row) => Ok(row.status != Status::Unknown),
+            Sent::NoAnswer => Ok(false),
+        }
+    }
+
+    /// The bytes that were sent; none where what they need is gone (the CVV was answered, the card was
+    /// erased).
+    async fn fill_again(&self, held: &Held) -> Result<Option<SecretBuf>, OpError> {
+        let sensitive = self.open_sensitive(held).unwrap_or_default();
+        let attempt = &held.attempt;
+        let Some(id) = &attempt.card else { return Ok(attempt.template.fill(None, &sensitive).ok()) };
+        let Some(row) = find_card(&self.db, &attempt.merchant, id).await? else { return Ok(None) };
+        let fill = |pan: &crate::base::card::Pan| attempt.template.fill(Some(pan), &sensitive).ok();
+        self.with_pan(&attempt.merchant, &row, fill).await
+    }
+}
+
+/// The request was sent and its outcome could not be recorded.
+fn not_recorded(error: OpError) -> OpError {
+    OpError::OutcomeNotKnown(error.into())
+}

@@ -1,0 +1,391 @@
+//! Before the first byte: resolve the card, apply the rules, build the request, record the intent.
+
+use std::sync::Arc;
+
+use crate::base::card::Pan;
+use crate::base::clock::Millis;
+use crate::base::cvv::Cvv;
+use crate::base::fault::FieldFault;
+use crate::base::ids::{CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId};
+use crate::base::money::Amount;
+use crate::base::sealed::Sealed;
+use crate::base::secret::{SecretBuf, SecretText};
+use crate::crypto::aad::{Field, Place};
+use crate::crypto::ephemeral::EphemeralSealed;
+use crate::crypto::keyring::Purpose;
+use crate::crypto::{envelope, request_mac};
+use crate::gateway::Gateway;
+use crate::gateway::antom::body::{CardFlags, Template};
+use crate::model::access::{Allowed, Pay};
+use crate::model::card::Details;
+use crate::model::pay_request::{CardForm, PayRequest, Sensitive};
+use crate::model::rules;
+use crate::slots::{self, Taken};
+use crate::store::backend::StoreError;
+use crate::store::cards as card_rows;
+use crate::store::cards::CardRow;
+use crate::store::payments as rows;
+use crate::store::payments::NewPayment;
+
+use super::super::Vault;
+use super::super::error::OpError;
+use super::{meaning_input, record_name};
+
+/// One payment, on its way out.
+pub(super) struct Attempt {
+    pub account: GatewayAccount,
+    pub id: PaymentRequestId,
+    pub merchant: Merchant,
+    pub amount: Amount,
+    pub card: Option<CardId>,
+    pub template: Template,
+    /// CVV and its like, sealed under the process's key; none where the payment has none.
+    pub sensitive: Option<EphemeralSealed>,
+    /// Where it goes.
+    pub gateway: Arc<dyn Gateway>,
+    /// The bytes to send, PAN and CVV in them.
+    pub body: SecretBuf,
+    /// This attempt's own name, by which its row is known to be its own.
+    pub name: String,
+    /// How often it was sent again.
+    pub sends: u32,
+}
+
+impl Attempt {
+    /// Whether the send that is under way is the only one there was: then a request that did not leave
+    /// proves that nothing was charged.
+    pub fn never_repeated(&self) -> bool {
+        self.sends == 0
+    }
+}
+
+/// An attempt that is decided but not recorded.
+pub(super) struct Prepared {
+    attempt: Attempt,
+    client: ClientName,
+    meaning: [u8; 32],
+    meaning_key: String,
+    retyped: bool,
+    outgoing: Sealed,
+    slot: Option<Taken<EphemeralSealed>>,
+    slot_until: Option<Millis>,
+}
+
+/// Whether the intent was recorded.
+pub(super) enum Recorded {
+    /// It is durable; the request may be sent.
+    Ready(Box<Attempt>),
+    /// Somebody else has used the id since it was looked up.
+    InUse,
+}
+
+/// The card of a payment, with what is sent of it.
+struct Chosen {
+    card: CardId,
+    details: Details,
+    retyped: bool,
+    slot: Option<(Taken<EphemeralSealed>, Millis)>,
+    number: Number,
+}
+
+/// Where the PAN comes from.
+enum Number {
+    Typed(Pan),
+    Stored(Box<CardRow>),
+}
+
+impl Vault {
+    /// Decides everything that can be decided before the payment is recorded. What is refused here has
+    /// changed nothing, but that an inline card that was not known is known now.
+    pub(super) async fn prepare(
+        &self,
+        allowed: &Allowed<Pay>,
+        mut request: PayRequest,
+        canonical: &SecretText,
+    ) -> Result<Prepared, OpError> {
+        let merchant = allowed.merchant();
+        let form = std::mem::replace(&mut request.card, CardForm::HostedPage);
+        let chosen = match form {
+            CardForm::HostedPage => None,
+            CardForm::Inline(card) => {
+                if let Some(fault) = request.find_outside_card(&card.pan) {
+                    return Err(OpError::Invalid(vec![fault]));
+                }
+                let buyer = card.buyer.as_ref().map(|buyer| buyer.as_str());
+                let (new, id) = self.card_for_payment(merchant, &card.pan, &card.details, buyer).await?;
+                let number = Number::Typed(card.pan);
+                Some(Chosen { card: id, details: card.details, retyped: !new, slot: None, number })
+            }
+            CardForm::Reference(id) => Some(self.choose_stored(merchant, &id, &mut request).await?),
+        };
+        self.build(allowed, request, chosen, canonical).await
+    }
+
+    async fn choose_stored(
+        &self,
+        merchant: &Merchant,
+        id: &CardId,
+        request: &mut PayRequest,
+    ) -> Result<Chosen, OpError> {
+        let row = card_rows::find_card(&self.db, merchant, id).await?.ok_or_else(unknown_card)?;
+        rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
+        rules::one_time_allowed(row.typed_at, self.now(), self.policy.unattached)?;
+        let details = self.open_details(merchant, &row).await?;
+        check_claims(request, &details)?;
+        let outside = self.with_pan(merchant, &row, |pan| request.find_outside_card(pan)).await?;
+        if let Some(fault) = outside {
+            return Err(OpError::Invalid(vec![fault]));
+        }
+        let slot = self.take_held_cvv(merchant, &row, request)?;
+        Ok(Chosen {
+            card: row.card_id.clone(),
+            details,
+            retyped: false,
+            slot,
+            number: Number::Stored(Box::new(row)),
+        })
+    }
+
+    /// Takes the CVV that is held for this payment, if one is and the caller brought none.
+    fn take_held_cvv(
+        &self,
+        merchant: &Merchant,
+        row: &CardRow,
+        request: &mut PayRequest,
+    ) -> Result<Option<(Taken<EphemeralSealed>, Millis)>, OpError> {
+        let Some(slot) = row.cvv.as_ref().filter(|slot| {
+            slot.until > self.now() && slots::is_for(slot.for_request.as_deref(), &request.payment_request_id)
+        }) else {
+            return Ok(None);
+        };
+        if request.omit_cvv || request.sensitive.cvv.is_some() {
+            return Ok(None);
+        }
+        if slot.holder != self.instance.as_str() {
+            return Err(OpError::CvvNotAvailable);
+        }
+        let taken = self.slots.take(merchant, &row.card_id, slot.until).ok_or(OpError::CvvNotAvailable)?;
+        request.sensitive.cvv = self.open_taken(&row.card_id, &taken);
+        if request.sensitive.cvv.is_none() {
+            return Err(OpError::CvvNotAvailable);
+        }
+        Ok(Some((taken, slot.until)))
+    }
+
+    async fn build(
+        &self,
+        allowed: &Allowed<Pay>,
+        request: PayRequest,
+        chosen: Option<Chosen>,
+        canonical: &SecretText,
+    ) -> Result<Prepared, OpError> {
+        let built = self.build_attempt(allowed, request, chosen.as_ref()).await;
+        let (card, retyped, slot) = match chosen {
+            Some(chosen) => (Some(chosen.card), chosen.retyped, chosen.slot),
+            None => (None, false, None),
+        };
+        let sealed = match built {
+            Ok(attempt) => self.seal_attempt(attempt, canonical, card.as_ref()),
+            Err(error) => Err(error),
+        };
+        let (slot, slot_until) = slot.unzip();
+        match sealed {
+            Ok((attempt, meaning, meaning_key, outgoing)) => Ok(Prepared {
+                attempt,
+                client: allowed.caller().client.name.clone(),
+                meaning,
+                meaning_key,
+                retyped,
+                outgoing,
+                slot,
+                slot_until,
+            }),
+            Err(error) => {
+                // Nothing was recorded, so the CVV goes on waiting.
+                slot.into_iter().for_each(|taken| self.slots.put_back(taken));
+                Err(error)
+            }
+        }
+    }
+
+    async fn build_attempt(
+        &self,
+        allowed: &Allowed<Pay>,
+        request: PayRequest,
+        chosen: Option<&Chosen>,
+    ) -> Result<Attempt, OpError> {
+        let merchant = allowed.merchant();
+        let flags = CardFlags { is_card_on_file: false };
+        let template = match chosen {
+            Some(chosen) => Template::with_card(&request, &chosen.details, &flags),
+            None => Template::hosted_page(&request),
+        };
+        let body = match chosen.map(|chosen| &chosen.number) {
+            None => template.fill(None, &request.sensitive),
+            Some(Number::Typed(pan)) => template.fill(Some(pan), &request.sensitive),
+            Some(Number::Stored(row)) => {
+                self.with_pan(merchant, row, |pan| template.fill(Some(pan), &request.sensitive)).await?
+            }
+        };
+        let name = format!("{}/{}", self.instance, InstanceId::make()?);
+        let sensitive = if request.sensitive.is_empty() {
+            None
+        } else {
+            Some(self.process_key.seal(name.as_bytes(), &pack(&request.sensitive))?)
+        };
+        Ok(Attempt {
+            account: allowed.account().clone(),
+            id: request.payment_request_id,
+            merchant: merchant.clone(),
+            amount: request.amount,
+            card: chosen.map(|chosen| chosen.card.clone()),
+            template,
+            sensitive,
+            gateway: self.gateway(allowed.account())?,
+            body: body.map_err(|error| OpError::Internal(error.into()))?,
+            name,
+            sends: 0,
+        })
+    }
+
+    fn seal_attempt(
+        &self,
+        attempt: Attempt,
+        canonical: &SecretText,
+        card: Option<&CardId>,
+    ) -> Result<(Attempt, [u8; 32], String, Sealed), OpError> {
+        let mac_key = self.keys.active(Purpose::RequestMac)?;
+        let meaning = request_mac::request_mac(&mac_key, &meaning_input(canonical, card))?;
+        let dek = self.keys.active(Purpose::Card)?;
+        let record = record_name(&attempt.account, &attempt.id);
+        let place = Place { merchant: &attempt.merchant, record: &record, field: Field::Outgoing };
+        let outgoing = envelope::seal(&dek, &place, &attempt.template.to_bytes())?;
+        Ok((attempt, meaning, mac_key.id().to_string(), outgoing))
+    }
+
+    /// Makes the intent durable, and takes the CVV's slot in the same transaction.
+    pub(super) async fn record(
+        &self,
+        allowed: &Allowed<Pay>,
+        mut prepared: Prepared,
+    ) -> Result<Recorded, OpError> {
+        let slot = prepared.slot.take();
+        let recorded = self.insert_intent(allowed, &prepared).await;
+        let not_made = !matches!(recorded, Ok(Inserted::Yes));
+        if let (true, Some(taken)) = (not_made, slot) {
+            self.slots.put_back(taken);
+        }
+        match recorded? {
+            Inserted::Yes => Ok(Recorded::Ready(Box::new(prepared.attempt))),
+            Inserted::InUse => Ok(Recorded::InUse),
+            Inserted::CardGone => Err(unknown_card()),
+            Inserted::SlotGone => Err(OpError::CvvNotAvailable),
+        }
+    }
+
+    async fn insert_intent(&self, allowed: &Allowed<Pay>, prepared: &Prepared) -> Result<Inserted, OpError> {
+        let attempt = &prepared.attempt;
+        let payment = NewPayment {
+            account: &attempt.account,
+            payment_request_id: &attempt.id,
+            merchant: allowed.merchant(),
+            client: &prepared.client,
+            card_id: attempt.card.as_ref(),
+            meaning: &prepared.meaning,
+            meaning_key: &prepared.meaning_key,
+            currency: attempt.amount.currency(),
+            amount: attempt.amount.value(),
+            had_sensitive: attempt.sensitive.is_some(),
+            retyped: prepared.retyped,
+            outgoing: &prepared.outgoing,
+            attempt: &attempt.name,
+            now: self.now(),
+        };
+        let mut tx = self.db.begin_write().await?;
+        if !rows::insert_payment(&mut tx, &payment).await? {
+            tx.rollback().await?;
+            let row = rows::find_payment(&self.db, &attempt.account, &attempt.id).await?;
+            return Ok(if row.is_some() { Inserted::InUse } else { Inserted::CardGone });
+        }
+        if let (Some(card), Some(until)) = (&attempt.card, prepared.slot_until)
+            && !card_rows::take_cvv(&mut tx, allowed.merchant(), card, &self.instance, until).await?
+        {
+            tx.rollback().await?;
+            return Ok(Inserted::SlotGone);
+        }
+        match tx.commit().await {
+            Ok(()) => Ok(Inserted::Yes),
+            Err(error) => self.after_unclear_commit(attempt, error).await,
+        }
+    }
+
+    /// A commit whose answer was lost may have happened: the row tells, by the attempt's own name.
+    async fn after_unclear_commit(&self, attempt: &Attempt, error: StoreError) -> Result<Inserted, OpError> {
+        match rows::find_payment(&self.db, &attempt.account, &attempt.id).await {
+            Ok(Some(row)) if row.attempt == attempt.name => Ok(Inserted::Yes),
+            Ok(Some(_)) => Ok(Inserted::InUse),
+            _ => Err(OpError::Unavailable(error.into())),
+        }
+    }
+}
+
+enum Inserted {
+    Yes,
+    InUse,
+    CardGone,
+    SlotGone,
+}
+
+fn unknown_card() -> OpError {
+    OpError::NotFound(Some(FieldFault::at("/paymentMethod/paymentMethodId", "not_found")))
+}
+
+/// What the caller says of a referenced card must be what is stored.
+fn check_claims(request: &PayRequest, details: &Details) -> Result<(), OpError> {
+    let expiry = (details.expiry.month_text(), details.expiry.year_text());
+    let two = |number: Option<u8>| number.map(|number| format!("{number:02}"));
+    let mut faults = Vec::new();
+    let mut disagree = |pointer, differs: bool| {
+        if differs {
+            faults.push(FieldFault::at(pointer, "conflict"));
+        }
+    };
+    let claims = &request.claims;
+    disagree(
+        "/paymentMethod/paymentMethodMetaData/expiryMonth",
+        two(claims.month).is_some_and(|month| month != expiry.0),
+    );
+    disagree(
+        "/paymentMethod/paymentMethodMetaData/expiryYear",
+        two(claims.year).is_some_and(|year| year != expiry.1),
+    );
+    disagree(
+        "/paymentMethod/paymentMethodMetaData/cardholderName",
+        claims.name.as_ref().is_some_and(|name| details.name.as_ref() != Some(name)),
+    );
+    if faults.is_empty() { Ok(()) } else { Err(OpError::Invalid(faults)) }
+}
+
+/// Keeps a payment's sensitive data for a repeat, sealed; [`unpack`] reads it back.
+pub(super) fn pack(sensitive: &Sensitive) -> SecretBuf {
+    let part = |text: Option<&str>| text.unwrap_or_default().as_bytes().to_vec();
+    let parts = [
+        zeroize::Zeroizing::new(part(sensitive.cvv.as_ref().map(Cvv::expose))),
+        zeroize::Zeroizing::new(part(sensitive.cavv.as_ref().map(SecretText::expose))),
+        zeroize::Zeroizing::new(part(sensitive.password_digest.as_ref().map(SecretText::expose))),
+    ];
+    SecretBuf::from_vec(crate::base::bytes::length_prefixed(&[&parts[0], &parts[1], &parts[2]]))
+}
+
+/// Reads what [`pack`] wrote.
+pub(super) fn unpack(bytes: &SecretBuf) -> Option<Sensitive> {
+    let parts = crate::base::bytes::split_length_prefixed(bytes.expose())?;
+    let [cvv, cavv, digest] = parts.as_slice() else { return None };
+    let text =
+        |bytes: &[u8]| std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty()).map(SecretText::from);
+    Some(Sensitive {
+        cvv: std::str::from_utf8(cvv).ok().and_then(Cvv::parse),
+        cavv: text(cavv),
+        password_digest: text(digest),
+    })
+}

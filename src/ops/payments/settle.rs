@@ -1,0 +1,205 @@
+//! What a verified answer changes.
+
+use crate::base::json::{self, Object};
+use crate::base::money::Amount;
+use crate::base::secret::SecretBuf;
+use crate::crypto::aad::{Field, Place};
+use crate::crypto::envelope;
+use crate::crypto::keyring::Purpose;
+use crate::gateway::antom::answer::{Expected, Reading, read_inquiry};
+use crate::gateway::antom::body::Template;
+use crate::gateway::antom::scrub::{Own, scrub};
+use crate::gateway::antom::verify::Verified;
+use crate::gateway::{Call, Exchange};
+use crate::model::card::Details;
+use crate::model::payment::{Source, Status, Verdict, next};
+use crate::model::payment_view::KeptAnswer;
+use crate::store::payments as rows;
+use crate::store::payments::{Change, PaymentRow};
+
+use super::super::Vault;
+use super::super::error::OpError;
+use super::record_name;
+
+/// How often a lost race is run again.
+const TURNS: usize = 8;
+
+impl Vault {
+    /// Applies what a verified answer says, and gives the row as it stands then. `own` is the card data
+    /// that the answered call carried; it is looked for and taken out before anything is kept.
+    pub(super) async fn settle(
+        &self,
+        row: &PaymentRow,
+        answer: &Verified<'_>,
+        verdict: Verdict,
+        source: Source,
+        own: Own<'_>,
+    ) -> Result<PaymentRow, OpError> {
+        let scrubbed = scrub(answer.text(), own)
+            .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a verified answer is not JSON")))?;
+        self.settle_scrubbed(row, &scrubbed, verdict, source).await
+    }
+
+    /// As [`Self::settle`], for an answer that is scrubbed already.
+    pub(super) async fn settle_scrubbed(
+        &self,
+        row: &PaymentRow,
+        scrubbed: &str,
+        verdict: Verdict,
+        source: Source,
+    ) -> Result<PaymentRow, OpError> {
+        let facts = Facts::read(scrubbed);
+        let dek = self.keys.active(Purpose::Card)?;
+        let record = record_name(&row.account, &row.payment_request_id);
+        let place = Place { merchant: &row.merchant, record: &record, field: Field::GatewayAnswer };
+        let kept = SecretBuf::from_vec(KeptAnswer::json(source, scrubbed).into_bytes());
+        let sealed = envelope::seal(&dek, &place, &kept)?;
+        for _ in 0..TURNS {
+            let now = self.find_again(row).await?;
+            let to = match next(now.status, verdict, source) {
+                Some(to) => to,
+                // An answer that settles nothing is kept for people to see, while nothing better is known.
+                None if now.status == Status::Unknown
+                    && verdict == Verdict::Unclear
+                    && source == Source::Pay =>
+                {
+                    Status::Unknown
+                }
+                None => return Ok(now),
+            };
+            let change = Change {
+                from: now.status,
+                to,
+                payment_id: facts.payment_id.as_deref(),
+                result_code: facts.result_code.as_deref(),
+                result_status: facts.result_status.as_deref(),
+                settled_by: (to != now.status).then(|| source.name()),
+                answer: Some(&sealed),
+                now: self.now(),
+            };
+            if rows::change_payment(&self.db, &row.account, &row.payment_request_id, &change).await? {
+                self.after_change(&now, to, source).await;
+                return self.find_again(row).await;
+            }
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
+    }
+
+    async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {
+        rows::find_payment(&self.db, &row.account, &row.payment_request_id)
+            .await?
+            .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))
+    }
+
+    async fn after_change(&self, before: &PaymentRow, to: Status, source: Source) {
+        let id = &before.payment_request_id;
+        if before.status.is_final() {
+            tracing::error!(
+                alarm = true, payment = %id, from = before.status.name(), to = to.name(),
+                "the gateway changed its word about a settled payment"
+            );
+        } else {
+            tracing::info!(payment = %id, from = before.status.name(), to = to.name(), by = source.name(), "payment changed");
+        }
+        if to == Status::Authorized
+            && before.retyped
+            && let Err(error) = self.bring_typed_details(before).await
+        {
+            tracing::warn!(payment = %id, %error, "the card's details could not be updated after its payment");
+        }
+    }
+
+    /// A payment that named a known card by its number has succeeded: what was typed with it is right.
+    async fn bring_typed_details(&self, before: &PaymentRow) -> Result<(), OpError> {
+        let (Some(card), Some(outgoing)) = (&before.card_id, &before.outgoing) else { return Ok(()) };
+        let dek = self.keys.of(outgoing).await?;
+        let record = record_name(&before.account, &before.payment_request_id);
+        let place = Place { merchant: &before.merchant, record: &record, field: Field::Outgoing };
+        let template = Template::from_bytes(&envelope::open(&dek, &place, outgoing)?)
+            .map_err(|error| OpError::Internal(error.into()))?;
+        let Some(details) = typed_details(&template) else { return Ok(()) };
+        for _ in 0..TURNS {
+            let row = self.live_card(&before.merchant, card).await?;
+            if self.retype(&before.merchant, &row, &details).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the gateway what became of a payment. An answer that cannot be trusted changes nothing.
+    pub(super) async fn inquire(&self, row: &PaymentRow) -> Result<(PaymentRow, Option<Verdict>), OpError> {
+        let gateway = self.gateway(&row.account)?;
+        let amount = Amount::from_wire(&row.currency, &row.amount)
+            .map_err(|_| OpError::Internal(anyhow::anyhow!("a payment's amount cannot be read")))?;
+        let body = json::ObjectWriter::default()
+            .string("paymentRequestId", row.payment_request_id.as_str())
+            .finish();
+        let exchange = gateway.call(Call::InquiryPayment, SecretBuf::from_vec(body.into_bytes())).await;
+        let answer = match exchange {
+            Exchange::Answered(answer) => answer,
+            Exchange::NotSent(reason) | Exchange::NoAnswer(reason) => {
+                tracing::warn!(payment = %row.payment_request_id, reason, "an inquiry brought no answer");
+                return Ok((self.find_again(row).await?, None));
+            }
+        };
+        let expected = Expected { payment_request_id: &row.payment_request_id, amount: &amount };
+        match read_inquiry(&answer.verified(), &expected) {
+            Reading::Says(verdict) => {
+                let own = Own::default();
+                let row = self.settle(row, &answer.verified(), verdict, Source::Inquiry, own).await?;
+                Ok((row, Some(verdict)))
+            }
+            Reading::Disagrees => {
+                tracing::error!(
+                    alarm = true, payment = %row.payment_request_id,
+                    "a signed inquiry answer speaks of another payment or amount"
+                );
+                Ok((self.find_again(row).await?, None))
+            }
+        }
+    }
+}
+
+/// What of an answer stands in columns of its own.
+struct Facts {
+    payment_id: Option<String>,
+    result_code: Option<String>,
+    result_status: Option<String>,
+}
+
+impl Facts {
+    fn read(scrubbed: &str) -> Self {
+        let text = |raw: Option<&str>| {
+            raw.and_then(json::string).map(|text| text.into_owned()).filter(|text| text.len() <= 64)
+        };
+        let object = Object::parse(scrubbed);
+        let top = |name: &str| object.as_ref().and_then(|object| object.get(name));
+        let result = top("result").and_then(Object::parse);
+        let inner = |name: &str| result.as_ref().and_then(|result| result.get(name));
+        Self {
+            payment_id: text(top("paymentId")),
+            result_code: text(inner("resultCode")),
+            result_status: text(inner("resultStatus")),
+        }
+    }
+}
+
+/// Expiry, name and address as a pay body carries them.
+fn typed_details(template: &Template) -> Option<Details> {
+    let body = template.masked("");
+    let top = Object::parse(&body)?;
+    let method = Object::parse(top.get("paymentMethod")?)?;
+    let metadata = Object::parse(method.get("paymentMethodMetaData")?)?;
+    let mut out = json::ObjectWriter::default();
+    for name in ["expiryMonth", "expiryYear", "cardholderName"] {
+        if let Some(raw) = metadata.get(name) {
+            out.raw(name, raw);
+        }
+    }
+    let address =
+        metadata.get("billingAddress").map(|raw| crate::model::card::Parts::address(raw, "", false));
+    let mut details = Details::from_json(&out.finish())?;
+    details.address = address.and_then(Result::ok);
+    Some(details)
+}
