@@ -6,8 +6,10 @@
 pub mod base;
 pub mod crypto;
 pub mod gateway;
+pub mod http;
 pub mod model;
 pub mod ops;
+pub mod pki;
 pub mod sandbox;
 pub mod slots;
 pub mod store;
