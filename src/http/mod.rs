@@ -2,4 +2,5 @@
 //! names of their caller; what the caller may do is decided further in.
 
 pub mod peer;
+pub mod serve;
 pub mod tls;
