@@ -1,0 +1,6 @@
+//! The one integration binary. Stories run on real databases, both engines, a fresh one for each test;
+//! everything that is logged anywhere is captured and searched for card data.
+
+#[macro_use]
+mod support;
+mod support_self_test;

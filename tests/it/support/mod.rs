@@ -1,0 +1,101 @@
+//! What every story stands on: databases of both engines, and the leak guard.
+
+#![allow(dead_code, reason = "each story uses a part of this")]
+
+pub mod leak;
+pub mod postgres;
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+/// The engine below a story.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// A file in a folder of its own.
+    Sqlite,
+    /// A database of its own in the private cluster of this process.
+    Postgres,
+}
+
+/// A fresh, empty database.
+pub struct Database {
+    /// What the product's configuration takes.
+    pub url: String,
+    /// Which kind it is.
+    pub engine: Engine,
+    /// Where the engine keeps its files: data, write-ahead log and, with PostgreSQL, the server's log.
+    /// (A PostgreSQL cluster is shared by all tests of a process: search it for numbers of your own.)
+    pub files: PathBuf,
+    _owned: Option<TempDir>,
+}
+
+impl Database {
+    /// A fresh SQLite database.
+    pub fn sqlite() -> Self {
+        let (folder, url) = fresh_sqlite();
+        Self { url, engine: Engine::Sqlite, files: folder.path().to_owned(), _owned: Some(folder) }
+    }
+
+    /// A fresh PostgreSQL database; `None` after printing that `story` is left out.
+    pub async fn postgres(story: &str) -> Option<Self> {
+        let Some(url) = postgres::fresh_database().await else {
+            say(&format!("{story}: left out: no PostgreSQL found"));
+            return None;
+        };
+        let files = postgres::shared_files().await?;
+        Some(Self { url, engine: Engine::Postgres, files, _owned: None })
+    }
+
+    /// Fails if one of the secrets is in the engine's files.
+    pub fn assert_clean(&self, secrets: &[&str]) {
+        leak::scan_dir(&self.files, secrets);
+    }
+}
+
+/// A folder and the URL of a SQLite database in it that does not exist yet.
+pub fn fresh_sqlite() -> (TempDir, String) {
+    let folder =
+        tempfile::Builder::new().prefix("cardvault-test-sqlite-").tempdir().expect("a temporary folder");
+    let url = sqlite_url(folder.path());
+    (folder, url)
+}
+
+fn sqlite_url(folder: &Path) -> String {
+    format!("sqlite://{}", folder.join("cardvault.db").display())
+}
+
+/// Prints a line that the test harness does not swallow.
+pub fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Makes one test of a story for each engine:
+/// `both_engines!(async fn a_story(db: Database) { .. });`
+#[macro_export]
+macro_rules! both_engines {
+    ($($(#[$attribute:meta])* async fn $name:ident($db:ident: Database) $story:block)+) => {$(
+        mod $name {
+            #[allow(unused_imports, reason = "a story may need nothing from around it")]
+            use super::*;
+
+            async fn story($db: $crate::support::Database) $story
+
+            $(#[$attribute])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                story($crate::support::Database::sqlite()).await;
+            }
+
+            $(#[$attribute])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                let name = concat!(module_path!(), "::postgres");
+                if let Some(db) = $crate::support::Database::postgres(name).await {
+                    story(db).await;
+                }
+            }
+        }
+    )+};
+}
