@@ -48,7 +48,8 @@ pub struct Limits {
     /// From the end of the headers to the last byte of the body.
     pub body_timeout: Duration,
     /// How long a connection may lie between two requests. The shorter of this and `header_timeout`
-    /// counts. A connection that is closed keeps no card data in its buffers.
+    /// counts. A connection that is closed keeps no card data in its buffers. An answer must have been
+    /// read within this and `header_timeout` together, counted from the end of its handler.
     pub idle_timeout: Duration,
     /// How long requests in flight may take to finish once the listener is told to stop.
     pub shutdown_grace: Duration,

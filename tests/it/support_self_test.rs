@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 use crate::support::leak::{self, LeakGuard, find, find_in_dir};
 use crate::support::postgres::{self, Binaries, Cluster, Durability};
-use crate::support::{Database, Engine, fresh_sqlite};
+use crate::support::{Database, Engine, fresh_sqlite, left_out};
 
 const PAN: &str = "4111111111111111";
 const AMEX: &str = "378282246310005";
@@ -221,7 +221,7 @@ async fn create_and_count(db: &Database) {
 
 #[tokio::test]
 async fn a_cluster_can_be_killed_and_started_again_and_leaves_nothing_behind() {
-    let Some(binaries) = Binaries::find() else { return };
+    let Some(binaries) = Binaries::find() else { return left_out("a killed cluster") };
     let mut cluster = Cluster::start(&binaries, Durability::Full).await;
     let url = cluster.fresh_database().await;
     let mut connection = PgConnection::connect(&url).await.unwrap();
@@ -250,7 +250,7 @@ async fn a_killed_test_process_leaves_no_server_and_no_files() {
         return;
     }
     if Binaries::find().is_none() {
-        return;
+        return left_out("a killed test process");
     }
     let folder = tempfile::tempdir().unwrap();
     let told = folder.path().join("told");

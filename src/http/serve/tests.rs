@@ -295,7 +295,7 @@ async fn a_slow_handshake_is_cut() {
 }
 
 #[tokio::test]
-async fn slow_headers_slow_bodies_and_idleness_are_cut() {
+async fn slow_headers_and_slow_bodies_are_cut() {
     let edge = Edge::start(quick()).await;
     let client = edge.good_client();
     let post = "POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n1234";
@@ -308,7 +308,12 @@ async fn slow_headers_slow_bodies_and_idleness_are_cut() {
         assert!(started.elapsed() < Duration::from_secs(3), "{what}");
         assert!(!answer.contains("200 OK"), "{what}: {answer}");
     }
-    // Between two requests a connection may lie for a while, and then no longer.
+}
+
+#[tokio::test]
+async fn between_two_requests_a_connection_may_lie_for_a_while_and_then_no_longer() {
+    let edge = Edge::start(Limits { idle_timeout: Duration::from_millis(400), ..Limits::default() }).await;
+    let client = edge.good_client();
     let mut conversation = edge.connect(Some(&client)).await.unwrap();
     for _ in 0..2 {
         conversation.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
@@ -327,6 +332,25 @@ async fn a_request_that_takes_longer_than_the_idle_timeout_is_answered() {
     let mut conversation = edge.connect(Some(&edge.good_client())).await.unwrap();
     conversation.send("GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     assert!(conversation.some().await.contains("200 OK"));
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_its_answer_is_cut() {
+    let authority = Authority::make("clients", SystemClock.now()).unwrap();
+    let app = Router::new().route("/", get(|| async { "a".repeat(64 * 1024 * 1024) }));
+    let listener = Listener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+    let address = listener.local_addr();
+    let tls = server_config(&files(&authority)).unwrap();
+    tokio::spawn(listener.serve(tls, app, quick(), std::future::pending()));
+    let client = authority.client(CHECKOUT, SystemClock.now(), 1).unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let config = client_config(&authority, Some(&client), &rustls::version::TLS13);
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = TlsConnector::from(config).connect(name, stream).await.unwrap();
+    let mut conversation = Conversation { stream };
+    conversation.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert!(conversation.rest().await.len() < 64 * 1024 * 1024);
 }
 
 #[tokio::test]

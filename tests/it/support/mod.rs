@@ -40,7 +40,7 @@ impl Database {
     /// A fresh PostgreSQL database; `None` after printing that `story` is left out.
     pub async fn postgres(story: &str) -> Option<Self> {
         let Some(url) = postgres::fresh_database().await else {
-            say(&format!("{story}: left out: no PostgreSQL found"));
+            left_out(story);
             return None;
         };
         let files = postgres::shared_files().await?;
@@ -63,6 +63,11 @@ pub fn fresh_sqlite() -> (TempDir, String) {
 
 fn sqlite_url(folder: &Path) -> String {
     format!("sqlite://{}", folder.join("cardvault.db").display())
+}
+
+/// Says that a test was left out for want of PostgreSQL.
+pub fn left_out(story: &str) {
+    say(&format!("{story}: left out: no PostgreSQL found"));
 }
 
 /// Prints a line that the test harness does not swallow.
