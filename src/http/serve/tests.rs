@@ -296,7 +296,7 @@ async fn a_slow_handshake_is_cut() {
 
 #[tokio::test]
 async fn slow_headers_and_slow_bodies_are_cut() {
-    let edge = Edge::start(quick()).await;
+    let edge = Edge::start(Limits { idle_timeout: DAY, ..quick() }).await;
     let client = edge.good_client();
     let post = "POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n1234";
     for (what, first) in [("nothing", ""), ("half a header", "GET / HTTP/1.1\r\nhos"), ("half a body", post)]
