@@ -1,6 +1,10 @@
-//! The edge: who is calling, and over which connection. Requests that come this far carry the verified
-//! names of their caller; what the caller may do is decided further in.
+//! The edge: who is calling, over which connection, and what is asked. Requests that come this far carry
+//! the verified names of their caller; what the caller may do is decided before anything is read.
 
+pub mod extract;
 pub mod peer;
+pub mod problem;
+pub mod router;
+pub mod routes;
 pub mod serve;
 pub mod tls;

@@ -1,0 +1,197 @@
+//! The API's table of contents, and what every request passes: a caller is identified before anything
+//! is read, and every answer is written in one place.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{FromRequest, MatchedPath, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::IntoResponse;
+use axum::routing::{get, post, put};
+
+use crate::base::ids::RequestId;
+use crate::model::access::{Action, Allowed, Caller, Client, Presented, identify};
+use crate::ops::Vault;
+use crate::ops::error::OpError;
+
+use super::peer::Peer;
+use super::problem::{self, Problem};
+use super::routes;
+
+/// What the API needs.
+#[derive(Clone)]
+pub struct Api {
+    /// The operations.
+    pub vault: Arc<Vault>,
+    /// The configured clients.
+    pub clients: Arc<Vec<Client>>,
+}
+
+/// The API's routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/cards", post(routes::create_card::handle).get(routes::list_cards::handle))
+        .route(
+            "/v1/cards/{card_id}",
+            get(routes::read_card::handle)
+                .patch(routes::patch_card::handle)
+                .delete(routes::erase_card::handle),
+        )
+        .route("/v1/cards/{card_id}/cvv", put(routes::put_cvv::handle))
+        .route("/v1/payments", post(routes::create_payment::handle).get(routes::list_payments::handle))
+        .route("/v1/payments/{payment_request_id}", get(routes::read_payment::handle))
+        .route("/v1/whoami", get(routes::whoami::handle))
+        .fallback(|| async { Problem::from(problem::NOT_FOUND) })
+        .method_not_allowed_fallback(|| async { Problem::from(problem::METHOD_NOT_ALLOWED) })
+        .layer(from_fn_with_state(api.clone(), every_request))
+        .with_state(api)
+}
+
+/// Identifies the caller, runs the handler, writes the answer and one line of log.
+async fn every_request(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
+    let started = Instant::now();
+    let method = request.method().clone();
+    // The path as it was matched: the one that was sent may hold anything.
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let Ok(request_id) = RequestId::make() else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let peer = request.extensions().get::<Arc<Peer>>().cloned();
+    let client = match identified(&api, peer.as_deref(), &request_id) {
+        Ok(caller) => {
+            let name = caller.client.name.clone();
+            request.extensions_mut().insert(caller);
+            Ok(name)
+        }
+        Err(problem) => Err(problem),
+    };
+    let (response, client) = match client {
+        Err(problem) => (problem.into_response(), None),
+        Ok(name) if !is_canonical(request.uri().path()) => {
+            (Problem::from(problem::NOT_FOUND).into_response(), Some(name))
+        }
+        Ok(name) => (next.run(request).await, Some(name)),
+    };
+    let code = response.extensions().get::<Problem>().map(Problem::code);
+    let response = finish(response, &request_id);
+    tracing::info!(
+        request = %request_id,
+        client = client.as_ref().map(|name| name.as_str()),
+        method = %method,
+        route = route.as_deref().unwrap_or("none"),
+        status = response.status().as_u16(),
+        code,
+        ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "answered"
+    );
+    response
+}
+
+fn identified(api: &Api, peer: Option<&Peer>, request_id: &RequestId) -> Result<Caller, Problem> {
+    let peer = peer.ok_or(problem::CLIENT_NOT_KNOWN)?;
+    // The handshake looked at the certificate once; a connection can outlive it.
+    if api.vault.clock.now() > peer.not_after {
+        return Err(problem::CERTIFICATE_EXPIRED.into());
+    }
+    let presented = Presented { uris: &peer.uri_sans, dns: &peer.dns_sans, spki_sha256: &peer.spki_sha256 };
+    let client = identify(&api.clients, &presented).ok_or(problem::CLIENT_NOT_KNOWN)?;
+    Ok(Caller { client: client.clone(), request_id: request_id.clone() })
+}
+
+/// A path has one spelling: nothing encoded, no empty or dotted segment.
+fn is_canonical(path: &str) -> bool {
+    let mut segments = path.split('/');
+    segments.next() == Some("")
+        && !path.contains('%')
+        && segments.all(|segment| !matches!(segment, "" | "." | ".."))
+}
+
+fn finish(mut response: Response<Body>, request_id: &RequestId) -> Response<Body> {
+    if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+        let allow = response.headers_mut().remove(axum::http::header::ALLOW);
+        response = problem.response(request_id);
+        if let Some(allow) = allow {
+            response.headers_mut().insert(axum::http::header::ALLOW, allow);
+        }
+    }
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(id) = HeaderValue::from_str(request_id.as_str()) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    response
+}
+
+/// A request of an identified caller, as a handler takes it.
+pub struct Call {
+    /// The operations.
+    pub vault: Arc<Vault>,
+    /// Who calls.
+    pub caller: Caller,
+    /// The certificate that the caller showed.
+    pub peer: Arc<Peer>,
+    /// Everything else.
+    pub request: Request,
+}
+
+impl FromRequest<Api> for Call {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        match (caller, peer) {
+            (Some(caller), Some(peer)) => Ok(Self { vault: api.vault.clone(), caller, peer, request }),
+            _ => Err(problem::CLIENT_NOT_KNOWN.into()),
+        }
+    }
+}
+
+impl Call {
+    /// Decides whether the caller may do `A`.
+    pub fn allow<A: Action>(&self) -> Result<Allowed<A>, Problem> {
+        self.caller.allow::<A>().map_err(|_| problem::MISSING_SCOPE.into())
+    }
+
+    /// The query, without a leading `?`.
+    pub fn query(&self) -> Option<&str> {
+        self.request.uri().query()
+    }
+}
+
+/// Runs an operation on a task of its own, so that a caller who hangs up leaves no half-done work and no
+/// open transaction, and a panic in it harms nobody else.
+pub async fn detached<T: Send + 'static>(
+    operation: impl Future<Output = Result<T, OpError>> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::spawn(operation).await {
+        Ok(done) => done.map_err(Problem::from),
+        Err(_) => Err(problem::INTERNAL.into()),
+    }
+}
+
+/// A JSON answer.
+pub fn json(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_one_spelling() {
+        assert!(is_canonical("/v1/cards") && is_canonical("/v1/cards/card_1"));
+        for bad in ["/v1//cards", "/v1/cards/", "/v1/./cards", "/v1/../cards", "/v1/%63ards", "", "v1", "*"] {
+            assert!(!is_canonical(bad), "{bad}");
+        }
+    }
+}
