@@ -3,13 +3,18 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod app;
 pub mod base;
+pub mod cli;
+pub mod config;
 pub mod crypto;
 pub mod gateway;
 pub mod http;
 pub mod model;
 pub mod ops;
+pub mod ops_plane;
 pub mod pki;
 pub mod sandbox;
 pub mod slots;
 pub mod store;
+pub mod telemetry;

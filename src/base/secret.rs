@@ -71,6 +71,13 @@ impl SecretText {
     }
 }
 
+impl SecretText {
+    /// The text as bytes, for a library that takes its own copy.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0.as_bytes().to_vec()
+    }
+}
+
 impl From<&str> for SecretText {
     fn from(text: &str) -> Self {
         Self::new(text.to_owned())

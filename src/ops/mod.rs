@@ -16,12 +16,17 @@ use crate::base::card::BinFormat;
 use crate::base::clock::{Millis, SharedClock};
 use crate::base::cvv::Cvv;
 use crate::base::entropy::NoEntropy;
-use crate::base::ids::{GatewayAccount, InstanceId};
+use crate::base::ids::{GatewayAccount, InstanceId, Merchant};
+use crate::base::secret::SecretBuf;
+use crate::crypto::aad::{Field, Place};
+use crate::crypto::envelope::{self, OpenError};
 use crate::crypto::ephemeral::{EphemeralSealed, ProcessKey};
+use crate::crypto::keyring::Purpose;
 use crate::gateway::Gateway;
 use crate::slots::Slots;
 use crate::store::backend::Db;
 
+use error::OpError;
 use keys::DataKeys;
 
 /// What a deployment chooses.
@@ -89,12 +94,28 @@ impl Vault {
         })
     }
 
+    /// Whether the vault can work: the database answers, and the keys open what they seal.
+    pub async fn check(&self) -> Result<(), OpError> {
+        self.db.find("SELECT 1 AS one", &[]).await?;
+        let key = self.keys.active(Purpose::Card)?;
+        let merchant = Merchant::parse("canary").ok_or(OpenError)?;
+        let place = Place { merchant: &merchant, record: "canary", field: Field::Details };
+        let sealed = envelope::seal(&key, &place, &SecretBuf::from_vec(b"canary".to_vec()))?;
+        envelope::open(&key, &place, &sealed)?;
+        Ok(())
+    }
+
+    /// Wipes what is held in memory: nothing will use it any more.
+    pub fn forget_held(&self) {
+        self.slots.clear();
+    }
+
     fn now(&self) -> Millis {
         self.clock.now()
     }
 }
 
 /// Reads a CVV back from what a slot held.
-fn cvv_of(bytes: &crate::base::secret::SecretBuf) -> Option<Cvv> {
+fn cvv_of(bytes: &SecretBuf) -> Option<Cvv> {
     std::str::from_utf8(bytes.expose()).ok().and_then(Cvv::parse)
 }

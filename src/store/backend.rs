@@ -5,7 +5,9 @@
 //! Every write must run on a task of its own, never inside a caller's future: a future that is dropped
 //! during `BEGIN` returns its connection with an open transaction (sqlx up to 0.9.0).
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -208,6 +210,7 @@ impl Db {
             .foreign_keys(true)
             .busy_timeout(WAIT)
             .pragma("secure_delete", "on");
+        make_private(connect.get_filename())?;
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(WAIT)
@@ -296,6 +299,18 @@ impl Db {
             }
             Engine::Postgres(pool) => pool.close().await,
         }
+    }
+}
+
+/// Makes the database's file readable for its owner alone before SQLite opens it; SQLite gives the
+/// write-ahead log the same mode.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(_) if path.as_os_str().is_empty() || path == Path::new(":memory:") => Ok(()),
+        Err(error) => Err(StoreError::Unavailable(sqlx::Error::Io(error))),
     }
 }
 

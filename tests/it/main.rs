@@ -3,4 +3,5 @@
 
 #[macro_use]
 mod support;
+mod main_job;
 mod support_self_test;

@@ -4,6 +4,7 @@
 
 pub mod leak;
 pub mod postgres;
+pub mod vault;
 
 use std::path::{Path, PathBuf};
 

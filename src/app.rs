@@ -1,0 +1,185 @@
+//! Wiring: turns a configuration into a running vault.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::future::Future;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use rustls::ServerConfig;
+
+use crate::base::clock::{SharedClock, SystemClock};
+use crate::base::ids::GatewayAccount;
+use crate::base::secret::SecretText;
+use crate::config::{Config, GatewaySection};
+use crate::crypto::kek::{KekProvider, file};
+use crate::gateway::Gateway;
+use crate::gateway::antom::client::{self, Client};
+use crate::gateway::antom::sign::SigningKey;
+use crate::gateway::antom::verify::Verifier;
+use crate::http::router::{Api, router};
+use crate::http::serve::{Limits, Listener};
+use crate::http::tls::{ServerTls, server_config};
+use crate::ops::keys::DataKeys;
+use crate::ops::{Policy, Vault};
+use crate::ops_plane::OpsPlane;
+use crate::store::backend::{Db, Options};
+use crate::store::migrate;
+
+/// How often CVVs whose time is over are wiped.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// A vault whose listeners are bound and whose keys are open.
+pub struct App {
+    vault: Arc<Vault>,
+    router: Router,
+    tls: Arc<ServerConfig>,
+    api: Listener,
+    ops: Option<OpsPlane>,
+}
+
+impl App {
+    /// Opens everything that the configuration names.
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        for (one, other) in config.shared_accounts() {
+            tracing::warn!(
+                one,
+                other,
+                "two merchants share a gateway account: a request id that one has used is refused to the other"
+            );
+        }
+        let clock: SharedClock = Arc::new(SystemClock);
+        let db = open_database(config).await?;
+        if config.database.migrate {
+            migrate::run(&db).await.context("migrating the database")?;
+        }
+        let kek: Arc<dyn KekProvider> = Arc::new(file::load(&config.keys.keyring)?);
+        let keys = DataKeys::start(db.clone(), kek, &clock).await.context(
+            "opening the data keys (is the schema up to date? `cardvault migrate` brings it there)",
+        )?;
+        let accounts = accounts(config, &clock)?;
+        let policy = Policy {
+            bin_format: config.bin_format(),
+            unattached: Duration::from_secs(u64::from(config.retention.unattached_card_hours) * 3600),
+            ..Policy::default()
+        };
+        let vault = Arc::new(Vault::new(db, keys, accounts, clock, policy)?);
+        let clients = Arc::new(config.clients()?);
+        let tls = server_config(&ServerTls {
+            certificate_pem: read(&config.api.certificate, "api.certificate")?,
+            private_key_pem: read_secret(&config.api.private_key, "api.private_key")?.into_bytes(),
+            client_ca_pem: Some(read(&config.api.client_ca, "api.client_ca")?),
+        })
+        .context("setting up TLS for [api]")?;
+        let bind = |key: &'static str| move || format!("binding {key}: is the port free?");
+        let api = Listener::bind(config.api.listen).await.with_context(bind("api.listen"))?;
+        let ops = match config.ops.listen {
+            Some(address) => Some(OpsPlane::bind(address).await.with_context(bind("ops.listen"))?),
+            None => None,
+        };
+        let router = router(Api { vault: vault.clone(), clients });
+        Ok(Self { vault, router, tls, api, ops })
+    }
+
+    /// Where the API listens.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api.local_addr()
+    }
+
+    /// Where the health checks listen.
+    pub fn ops_address(&self) -> Option<SocketAddr> {
+        self.ops.as_ref().and_then(|ops| ops.address().ok())
+    }
+
+    /// The one line that tells that requests are taken.
+    pub fn ready_line(&self) -> String {
+        let ops = self.ops_address().map(|address| format!(" ops=http://{address}")).unwrap_or_default();
+        format!("ready api=https://{}{ops}", self.api_address())
+    }
+
+    /// Serves until `shutdown`, lets the requests in flight finish, and wipes what is held in memory.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let Self { vault, router, tls, api, ops } = self;
+        let sweeper = tokio::spawn(sweep(vault.clone()));
+        let health = ops.map(|ops| tokio::spawn(ops.serve(vault.clone())));
+        api.serve(tls, router, Limits::default(), shutdown).await;
+        sweeper.abort();
+        if let Some(health) = health {
+            health.abort();
+        }
+        vault.forget_held();
+        vault.db.close().await;
+    }
+}
+
+async fn sweep(vault: Arc<Vault>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let wiped = vault.slots.sweep();
+        if wiped > 0 {
+            tracing::info!(wiped, "CVVs were not used in time and are gone");
+        }
+    }
+}
+
+/// Opens the configured database.
+pub async fn open_database(config: &Config) -> anyhow::Result<Db> {
+    let options =
+        Options { url: config.database.url.clone(), password_file: config.database.password_file.clone() };
+    Db::open(&options).await.context("opening the database")
+}
+
+fn accounts(
+    config: &Config,
+    clock: &SharedClock,
+) -> anyhow::Result<HashMap<GatewayAccount, Arc<dyn Gateway>>> {
+    let mut accounts: HashMap<GatewayAccount, Arc<dyn Gateway>> = HashMap::new();
+    for section in &config.gateway {
+        let client =
+            gateway(section, clock).with_context(|| format!("setting up [[gateway]] {}", section.name))?;
+        accounts.insert(section.account()?, Arc::new(client));
+    }
+    Ok(accounts)
+}
+
+fn gateway(section: &GatewaySection, clock: &SharedClock) -> anyhow::Result<Client> {
+    let (version, path) = section.signing_key().context("private_keys has no such version")?;
+    let signing = SigningKey::read(&read_secret(path, "private_keys")?, version)
+        .with_context(|| format!("reading {}", path.display()))?;
+    let mut verifier = Verifier::new(&section.client_id);
+    for (version, path) in &section.public_keys {
+        let text = String::from_utf8(read(path, "public_keys")?).context("public_keys: not text")?;
+        verifier.add_key(version.parse()?, &text).with_context(|| format!("reading {}", path.display()))?;
+    }
+    let options = client::Options {
+        base_url: section.base_url.clone(),
+        client_id: section.client_id.clone(),
+        ca_pem: section.ca.as_ref().map(|path| read(path, "ca")).transpose()?,
+        connect_timeout: Duration::from_millis(section.connect_timeout_ms),
+        timeout: Duration::from_millis(section.timeout_ms),
+    };
+    Ok(Client::new(options, signing, verifier, clock.clone())?)
+}
+
+fn read(path: &Path, key: &str) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("{key}: reading {}", path.display()))
+}
+
+/// Reads a private key's file, which nobody but its owner may be able to read.
+fn read_secret(path: &Path, key: &str) -> anyhow::Result<SecretText> {
+    let what = || format!("{key}: reading {}", path.display());
+    let mut file = File::open(path).with_context(what)?;
+    let mode = file.metadata().with_context(what)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        bail!("{key}: others can read {}; run `chmod 600 {0}`", path.display());
+    }
+    let mut text = String::with_capacity(16 * 1024);
+    file.read_to_string(&mut text).with_context(what)?;
+    Ok(SecretText::new(text))
+}

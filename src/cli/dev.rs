@@ -1,0 +1,123 @@
+//! `cardvault dev`: the shortest way to see the vault work.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use tokio::sync::oneshot;
+
+use crate::app::App;
+use crate::base::entropy;
+use crate::config::Config;
+use crate::sandbox::{DEFAULT_LISTEN, DEFAULT_SLOW, Options, Sandbox};
+use crate::telemetry;
+
+use super::init::{self, Choices};
+use super::walk::{self, Walk};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where to keep the state; a second start takes it up again [default: a folder that goes at the end].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Exit after the walk: 0 if every step did what it should.
+    #[arg(long)]
+    once: bool,
+    /// Where the gateway sandbox listens.
+    #[arg(long, default_value_t = DEFAULT_LISTEN)]
+    sandbox_listen: SocketAddr,
+    #[command(flatten)]
+    choices: Choices,
+}
+
+/// A folder of this run, removed with everything in it when the run ends.
+struct Folder {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Folder {
+    fn of(args: &Args) -> anyhow::Result<Self> {
+        if let Some(path) = &args.dir {
+            return Ok(Self { path: path.clone(), temporary: false });
+        }
+        let name = format!("cardvault-dev-{}", data_encoding::HEXLOWER.encode(&entropy::array::<8>()?));
+        let path = std::env::temp_dir().join(name);
+        std::fs::DirBuilder::new().mode(0o700).create(&path).context("making a temporary folder")?;
+        Ok(Self { path, temporary: true })
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.temporary && std::fs::remove_dir_all(&self.path).is_err() {
+            eprintln!("cardvault: {} could not be removed", self.path.display());
+        }
+    }
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    // Its two merchants share the sandbox's one account; the warning about that is for real ones.
+    telemetry::start("warn,cardvault::app=error");
+    telemetry::keep_memory_private();
+    let folder = Folder::of(&args)?;
+    let dir = std::path::absolute(&folder.path)?;
+    let path = dir.join("cardvault.toml");
+    if path.exists() {
+        println!("Taking up {}", dir.display());
+    } else {
+        println!("Making certificates, keys and a configuration in {}", dir.display());
+        init::write(&dir, &args.choices)?;
+    }
+    let mut config = Config::load(&path, std::env::vars())?;
+    let sandbox = match args.choices.gateway_url {
+        None => Some(start_sandbox(&dir, &config, args.sandbox_listen).await?),
+        Some(_) => None,
+    };
+    if let (Some(sandbox), Some(gateway)) = (&sandbox, config.gateway.first_mut()) {
+        gateway.base_url = sandbox.base_url();
+        println!("The gateway sandbox serves  {}", sandbox.base_url());
+    }
+    let app = App::start(&config).await?;
+    println!("The vault serves            https://{}\n", app.api_address());
+    let ready = app.ready_line();
+    let address = app.api_address();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(app.serve(async {
+        // A sender that is dropped says the same.
+        let _ = stopped.await;
+    }));
+    let walked = walk::run(&Walk { dir: &dir, address, sandbox: sandbox.as_ref() }).await;
+    if !args.once && walked.is_ok() {
+        walk::print_curl(&dir, address);
+        println!("{ready}\nCtrl-C ends it.");
+        super::told_to_stop().await;
+    }
+    let _ = stop.send(());
+    serving.await.context("the vault stopped in a way that it should not")?;
+    if let Some(sandbox) = sandbox {
+        sandbox.stop().await;
+    }
+    walked
+}
+
+async fn start_sandbox(dir: &Path, config: &Config, listen: SocketAddr) -> anyhow::Result<Sandbox> {
+    let read = |name: &str| {
+        let path = dir.join(name);
+        std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let client_id = config.gateway.first().map(|gateway| gateway.client_id.clone());
+    let options = Options {
+        listen,
+        tls_certificate_pem: read("pki/sandbox.pem")?,
+        tls_private_key_pem: read("pki/sandbox.key")?,
+        ledger: dir.join("sandbox-ledger.jsonl"),
+        client_id: client_id.context("the configuration has no [[gateway]]")?,
+        merchant_public_key_pem: read("gateway/merchant_public.pem")?,
+        gateway_private_key_pem: read("gateway/sandbox_private.pem")?,
+        gateway_key_version: 1,
+        slow: DEFAULT_SLOW,
+    };
+    Sandbox::start(options).await.context("starting the gateway sandbox")
+}

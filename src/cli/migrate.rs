@@ -1,0 +1,27 @@
+//! `cardvault migrate`
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::app::open_database;
+use crate::config::Config;
+use crate::store::migrate;
+use crate::telemetry;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The configuration file.
+    #[arg(long, env = "CARDVAULT_CONFIG")]
+    config: PathBuf,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    telemetry::start("warn");
+    let config = Config::load(&args.config, std::env::vars())?;
+    let db = open_database(&config).await?;
+    migrate::run(&db).await.context("migrating the database")?;
+    db.close().await;
+    println!("the schema is up to date");
+    Ok(())
+}

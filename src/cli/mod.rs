@@ -1,0 +1,73 @@
+//! The command line. One file for each command; errors name the cause and the mend.
+
+mod dev;
+mod init;
+mod keys;
+mod migrate;
+mod sandbox;
+mod serve;
+mod walk;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A card vault and tokenizer for the Antom gateway.
+#[derive(Parser)]
+#[command(name = "cardvault", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Try it: make everything, start a vault and a gateway sandbox, walk through a payment, serve.
+    Dev(dev::Args),
+    /// Write a configuration, a keyring, certificates and gateway keys into a folder.
+    Init(init::Args),
+    /// Serve the API.
+    Serve(serve::Args),
+    /// Bring the database's schema up to date.
+    Migrate(migrate::Args),
+    /// The keyring and its keys.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Run the local emulator of the gateway, for tests of your own.
+    Sandbox(sandbox::Args),
+}
+
+/// Runs the command that the arguments name: 0, 1 (failed) or 2 (usage).
+pub async fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Dev(args) => dev::run(args).await,
+        Command::Init(args) => init::run(args),
+        Command::Serve(args) => serve::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Keys(command) => keys::run(command),
+        Command::Sandbox(args) => sandbox::run(args).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cardvault: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends when the process is told to: Ctrl-C or SIGTERM.
+async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}

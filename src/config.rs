@@ -1,0 +1,489 @@
+//! The configuration file: typed, unknown keys refused, units in names, secrets by file path only.
+//! `cardvault.example.toml` documents every key. Nothing below the wiring knows this file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::base::card::BinFormat;
+use crate::base::ids::{ClientName, GatewayAccount, Merchant};
+use crate::model::access::{Client, SanName, Scope};
+
+/// Environment variables that override keys of the single sections: `CARDVAULT_API_LISTEN` is
+/// `listen` of `[api]`.
+const PREFIX: &str = "CARDVAULT_";
+/// The sections that variables can reach.
+const SECTIONS: &[&str] = &["api", "ops", "database", "keys", "retention"];
+/// Variables of the command line and of the tests, which are no keys.
+const NOT_KEYS: &[&str] =
+    &["CARDVAULT_CONFIG", "CARDVAULT_LOG", "CARDVAULT_REQUIRE_POSTGRES", "CARDVAULT_TEST_NO_POSTGRES"];
+
+/// Why a configuration is not taken: the key, what is wrong with it, and the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration {path} cannot be read: {reason}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        reason: std::io::ErrorKind,
+    },
+    /// A key is unknown, missing, or of the wrong type.
+    #[error("the configuration is not valid: {0}")]
+    Key(String),
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The listener for merchant services.
+    pub api: ApiSection,
+    /// The listener for health.
+    #[serde(default)]
+    pub ops: OpsSection,
+    /// Where everything durable is.
+    pub database: DatabaseSection,
+    /// The key-encryption key.
+    pub keys: KeysSection,
+    /// How long things are kept.
+    #[serde(default)]
+    pub retention: RetentionSection,
+    /// Accounts at Antom.
+    #[serde(default)]
+    pub gateway: Vec<GatewaySection>,
+    /// Merchants of this deployment.
+    #[serde(default)]
+    pub merchant: Vec<MerchantSection>,
+    /// Who may call.
+    #[serde(default)]
+    pub client: Vec<ClientSection>,
+}
+
+/// `[api]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiSection {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// The server's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub private_key: PathBuf,
+    /// The authority that client certificates must come from, PEM.
+    pub client_ca: PathBuf,
+    /// How many digits of a 16-digit PAN's BIN are shown: 6 or 8.
+    #[serde(default = "six")]
+    pub bin_digits: u8,
+}
+
+fn six() -> u8 {
+    6
+}
+
+/// `[ops]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpsSection {
+    /// Address and port; no listener where absent.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[database]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseSection {
+    /// `sqlite:PATH` or `postgres://…`, without a password.
+    pub url: String,
+    /// A file with the password.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// Whether `serve` brings the schema up to date.
+    #[serde(default = "yes")]
+    pub migrate: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// `[keys]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeysSection {
+    /// The keyring file (`keys.example`).
+    pub keyring: PathBuf,
+}
+
+/// `[retention]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSection {
+    /// How long after it was typed a card without an agreement can be paid with.
+    pub unattached_card_hours: u32,
+}
+
+impl Default for RetentionSection {
+    fn default() -> Self {
+        Self { unattached_card_hours: 168 }
+    }
+}
+
+/// `[[gateway]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySection {
+    /// What merchants call it.
+    pub name: String,
+    /// `https://host[:port]`.
+    pub base_url: String,
+    /// Antom's client id; `SANDBOX_…` uses the sandbox paths.
+    pub client_id: String,
+    /// Our private keys by version. The one in use is `key_version`.
+    pub private_keys: BTreeMap<String, PathBuf>,
+    /// The version that signs; the highest where absent.
+    #[serde(default)]
+    pub key_version: Option<u32>,
+    /// Antom's public keys by version.
+    pub public_keys: BTreeMap<String, PathBuf>,
+    /// Certificate authorities that alone are trusted, PEM; the public ones where absent.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// For TCP and TLS.
+    #[serde(default = "connect_timeout")]
+    pub connect_timeout_ms: u64,
+    /// For a whole call.
+    #[serde(default = "call_timeout")]
+    pub timeout_ms: u64,
+}
+
+fn connect_timeout() -> u64 {
+    5_000
+}
+
+fn call_timeout() -> u64 {
+    30_000
+}
+
+/// `[[merchant]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MerchantSection {
+    /// Its name here.
+    pub name: String,
+    /// Which gateway it is paid through.
+    pub gateway: String,
+}
+
+/// `[[client]]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientSection {
+    /// Its name here.
+    pub name: String,
+    /// The URI that its certificate must carry.
+    #[serde(default)]
+    pub uri: Option<String>,
+    /// Or the DNS name.
+    #[serde(default)]
+    pub dns: Option<String>,
+    /// The SHA-256 of its SubjectPublicKeyInfo, hexadecimal, to pin its key.
+    #[serde(default)]
+    pub spki_sha256: Option<String>,
+    /// Whose objects it sees.
+    pub merchant: String,
+    /// What it may do.
+    pub scopes: BTreeSet<String>,
+}
+
+impl Config {
+    /// Reads a file, applies the environment's overrides, and makes relative paths relative to the file.
+    pub fn load(
+        path: &Path,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), reason: error.kind() })?;
+        let mut config = Self::parse(&text, environment)?;
+        config.resolve(path.parent().unwrap_or(Path::new(".")));
+        Ok(config)
+    }
+
+    /// Reads the text of a file.
+    pub fn parse(
+        text: &str,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table: toml::Table = text.parse().map_err(|error| key_error(&error))?;
+        for (name, value) in environment {
+            override_key(&mut table, &name, &value)?;
+        }
+        let config: Self = table.try_into().map_err(|error| key_error(&error))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn resolve(&mut self, folder: &Path) {
+        let at = |path: &mut PathBuf| *path = folder.join(&*path);
+        at(&mut self.api.certificate);
+        at(&mut self.api.private_key);
+        at(&mut self.api.client_ca);
+        at(&mut self.keys.keyring);
+        self.database.password_file.iter_mut().for_each(at);
+        for gateway in &mut self.gateway {
+            gateway.private_keys.values_mut().for_each(at);
+            gateway.public_keys.values_mut().for_each(at);
+            gateway.ca.iter_mut().for_each(at);
+        }
+        let sqlite = self.database.url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+        if let Some(path) = sqlite.filter(|path| !path.starts_with(':')) {
+            self.database.url = format!("sqlite:{}", folder.join(path).display());
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |text: String| Err(ConfigError::Key(text));
+        if !matches!(self.api.bin_digits, 6 | 8) {
+            return refuse("api.bin_digits: 6 or 8".into());
+        }
+        if self.database.url.contains('@') && self.database.url.split('@').next().is_some_and(has_password) {
+            return refuse(
+                "database.url: put the password into a file and name it in database.password_file".into(),
+            );
+        }
+        let names: Vec<&str> = self.gateway.iter().map(|gateway| gateway.name.as_str()).collect();
+        unique(&names, "gateway.name")?;
+        for gateway in &self.gateway {
+            gateway.check()?;
+        }
+        unique(&self.merchant.iter().map(|m| m.name.as_str()).collect::<Vec<_>>(), "merchant.name")?;
+        unique(&self.client.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), "client.name")?;
+        self.clients().map(|_| ())
+    }
+
+    /// The clients, with the account that each one's merchant is paid through.
+    pub fn clients(&self) -> Result<Vec<Client>, ConfigError> {
+        let clients = self.client.iter().map(|client| self.client(client)).collect::<Result<Vec<_>, _>>()?;
+        for (place, client) in clients.iter().enumerate() {
+            let taken = |other: &Client| other.san == client.san && other.spki_sha256 == client.spki_sha256;
+            if clients.iter().take(place).any(taken) {
+                return Err(ConfigError::Key(format!(
+                    "client.{}: another client has the same name in its certificate",
+                    client.name
+                )));
+            }
+        }
+        Ok(clients)
+    }
+
+    fn client(&self, section: &ClientSection) -> Result<Client, ConfigError> {
+        let refuse = |key: &str, why: &str| ConfigError::Key(format!("client.{}.{key}: {why}", section.name));
+        let name = ClientName::parse(&section.name)
+            .ok_or_else(|| refuse("name", "1 to 64 letters, digits, '_', '-' or '.'"))?;
+        let san = match (&section.uri, &section.dns) {
+            (Some(uri), None) => SanName::Uri(uri.clone()),
+            (None, Some(dns)) => SanName::Dns(dns.clone()),
+            _ => return Err(refuse("uri", "name exactly one of uri and dns")),
+        };
+        let spki_sha256 = section.spki_sha256.as_deref().map(parse_pin).transpose();
+        let merchant = Merchant::parse(&section.merchant)
+            .filter(|merchant| self.merchant.iter().any(|known| known.name == merchant.as_str()))
+            .ok_or_else(|| refuse("merchant", "no [[merchant]] has this name"))?;
+        let scopes = section
+            .scopes
+            .iter()
+            .map(|scope| {
+                Scope::parse(scope).ok_or_else(|| refuse("scopes", &format!("'{scope}' is not a scope")))
+            })
+            .collect::<Result<BTreeSet<_>, _>>()?;
+        Ok(Client {
+            name,
+            san,
+            spki_sha256: spki_sha256.map_err(|()| refuse("spki_sha256", "64 hexadecimal digits"))?,
+            account: self.account_of(&merchant)?,
+            merchant,
+            scopes,
+        })
+    }
+
+    fn account_of(&self, merchant: &Merchant) -> Result<GatewayAccount, ConfigError> {
+        let refuse =
+            || ConfigError::Key(format!("merchant.{merchant}.gateway: no [[gateway]] has this name"));
+        let section =
+            self.merchant.iter().find(|known| known.name == merchant.as_str()).ok_or_else(refuse)?;
+        let gateway = self.gateway.iter().find(|known| known.name == section.gateway).ok_or_else(refuse)?;
+        gateway.account()
+    }
+
+    /// How much of a BIN is shown.
+    pub fn bin_format(&self) -> BinFormat {
+        if self.api.bin_digits == 8 { BinFormat::EightOfSixteen } else { BinFormat::Six }
+    }
+
+    /// Pairs of merchants that share an account: their request ids must not meet.
+    pub fn shared_accounts(&self) -> Vec<(String, String)> {
+        let id = |merchant: &MerchantSection| {
+            self.gateway
+                .iter()
+                .find(|gateway| gateway.name == merchant.gateway)
+                .map(|gateway| gateway.client_id.clone())
+        };
+        let mut pairs = Vec::new();
+        for (place, one) in self.merchant.iter().enumerate() {
+            for other in self.merchant.iter().skip(place + 1) {
+                if id(one).is_some() && id(one) == id(other) {
+                    pairs.push((one.name.clone(), other.name.clone()));
+                }
+            }
+        }
+        pairs
+    }
+}
+
+impl GatewaySection {
+    /// Antom's client id, checked.
+    pub fn account(&self) -> Result<GatewayAccount, ConfigError> {
+        GatewayAccount::parse(&self.client_id).ok_or_else(|| {
+            ConfigError::Key(format!(
+                "gateway.{}.client_id: 1 to 64 letters, digits, '_', '-' or '.'",
+                self.name
+            ))
+        })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse =
+            |key: &str, why: &str| Err(ConfigError::Key(format!("gateway.{}.{key}: {why}", self.name)));
+        self.account()?;
+        if !self.base_url.starts_with("https://") {
+            return refuse("base_url", "begins https://");
+        }
+        for (key, versions) in [("private_keys", &self.private_keys), ("public_keys", &self.public_keys)] {
+            if versions.is_empty() || versions.keys().any(|version| version.parse::<u32>().is_err()) {
+                return refuse(key, "one file or more, each under its version number");
+            }
+        }
+        if self.signing_key().is_none() {
+            return refuse("key_version", "private_keys has no such version");
+        }
+        if self.timeout_ms < 1_000 || self.timeout_ms > 120_000 {
+            return refuse("timeout_ms", "1000 to 120000");
+        }
+        if self.connect_timeout_ms < 100 || self.connect_timeout_ms > self.timeout_ms {
+            return refuse("connect_timeout_ms", "100 to timeout_ms");
+        }
+        Ok(())
+    }
+
+    /// The version that signs, and its file.
+    pub fn signing_key(&self) -> Option<(u32, &Path)> {
+        let versions =
+            || self.private_keys.iter().filter_map(|(v, path)| Some((v.parse::<u32>().ok()?, path)));
+        let version = self.key_version.or_else(|| versions().map(|(version, _)| version).max())?;
+        versions().find(|(known, _)| *known == version).map(|(version, path)| (version, path.as_path()))
+    }
+}
+
+fn unique(names: &[&str], key: &str) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    match names.iter().find(|name| !seen.insert(**name)) {
+        Some(name) => Err(ConfigError::Key(format!("{key}: '{name}' is there twice"))),
+        None => Ok(()),
+    }
+}
+
+fn parse_pin(text: &str) -> Result<[u8; 32], ()> {
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| ())?;
+    bytes.try_into().map_err(|_| ())
+}
+
+/// Whether `scheme://user:password` holds a password.
+fn has_password(before_host: &str) -> bool {
+    before_host.split_once("://").is_some_and(|(_, user)| user.contains(':'))
+}
+
+/// The key and what is wrong with it. The library's own text quotes the line, which is left out.
+fn key_error(error: &toml::de::Error) -> ConfigError {
+    ConfigError::Key(error.message().to_owned())
+}
+
+fn override_key(table: &mut toml::Table, name: &str, value: &str) -> Result<(), ConfigError> {
+    let Some(rest) = name.strip_prefix(PREFIX).filter(|_| !NOT_KEYS.contains(&name)) else { return Ok(()) };
+    let rest = rest.to_ascii_lowercase();
+    let found = SECTIONS.iter().find_map(|section| {
+        rest.strip_prefix(section).and_then(|rest| rest.strip_prefix('_')).map(|key| (*section, key))
+    });
+    let Some((section, key)) = found else {
+        return Err(ConfigError::Key(format!(
+            "the environment variable {name} is no key of the configuration"
+        )));
+    };
+    let place = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    let place = place.as_table_mut().ok_or_else(|| ConfigError::Key(format!("{section}: a section")))?;
+    let typed = match (value.parse::<i64>(), value.parse::<bool>()) {
+        (Ok(number), _) => toml::Value::Integer(number),
+        (_, Ok(flag)) => toml::Value::Boolean(flag),
+        _ => toml::Value::String(value.to_owned()),
+    };
+    place.insert(key.to_owned(), typed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../cardvault.example.toml");
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, std::iter::empty()).map_err(|error| error.to_string())
+    }
+
+    fn changed(from: &str, to: &str) -> String {
+        assert!(EXAMPLE.contains(from), "{from}");
+        parse(&EXAMPLE.replacen(from, to, 1)).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let config = parse(EXAMPLE).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(config.clients().map(|clients| clients.len()).ok(), Some(3));
+    }
+
+    #[test]
+    fn a_wrong_key_is_named() {
+        for (from, to, named) in [
+            ("listen = \"127.0.0.1:8443\"", "listen = \"here\"", "socket address"),
+            ("[keys]\n", "[keys]\ncolour = 1\n", "colour"),
+            ("bin_digits = 6", "bin_digits = 7", "api.bin_digits"),
+            ("base_url = \"https:", "base_url = \"http:", "base_url"),
+            ("timeout_ms = 30000", "timeout_ms = 1", "timeout_ms"),
+            ("\"cards:read\"", "\"cards:reed\"", "cards:reed"),
+            ("uri = \"spiffe://example.com/acme/checkout\"\n", "", "uri"),
+            ("url = \"sqlite:cardvault.db\"", "url = \"postgres://u:p@h/d\"", "password_file"),
+            ("gateway = \"antom\"", "gateway = \"other\"", "no [[gateway]]"),
+        ] {
+            let error = changed(from, to);
+            assert!(error.contains(named), "{from} -> {to}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_variable_overrides_a_key_and_an_unknown_one_stops_the_start() {
+        let with = |name: &str, value: &str| {
+            Config::parse(EXAMPLE, [(name.to_owned(), value.to_owned())].into_iter())
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(with("CARDVAULT_API_LISTEN", "127.0.0.1:1").map(|c| c.api.listen.port()), Ok(1));
+        assert_eq!(
+            with("CARDVAULT_RETENTION_UNATTACHED_CARD_HOURS", "1").map(|c| c.retention.unattached_card_hours),
+            Ok(1)
+        );
+        assert!(with("CARDVAULT_API_COLOUR", "1").is_err_and(|error| error.contains("colour")));
+        assert!(with("CARDVAULT_COLOUR", "1").is_err_and(|error| error.contains("CARDVAULT_COLOUR")));
+        assert!(with("HOME", "/").is_ok() && with("CARDVAULT_LOG", "debug").is_ok());
+    }
+}

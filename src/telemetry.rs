@@ -1,0 +1,37 @@
+//! Logs: one JSON line an event, on standard error. Levels come from `CARDVAULT_LOG`
+//! (`tracing-subscriber`'s filter syntax); no level writes a body.
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging. `default` is the filter where `CARDVAULT_LOG` is not set.
+pub fn start(default: &str) {
+    let filter = std::env::var("CARDVAULT_LOG")
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(default));
+    let started =
+        tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    if started.is_err() {
+        tracing::debug!("logging was started before");
+    }
+    quiet_panics();
+}
+
+/// A panic's text can hold anything that was at hand: only its place is logged.
+fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
+        tracing::error!(alarm = true, place = place.as_deref(), "a task panicked");
+    }));
+}
+
+/// Leaves no memory behind in a file: no core dump, and no other process may read this one's memory
+/// (PCI DSS 3.6.1; ptrace(2), core(5)).
+pub fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let limited = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let hidden = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if limited.is_err() || hidden.is_err() {
+        tracing::warn!("core dumps could not be switched off");
+    }
+}

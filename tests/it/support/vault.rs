@@ -1,0 +1,334 @@
+//! A whole vault in this process: made by the real `init`, on a fresh database, in front of a gateway
+//! sandbox, with callers that have real certificates. Everything that it logs is searched for card data
+//! when a story ends.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cardvault::app::App;
+use cardvault::config::Config;
+use cardvault::sandbox::{Options, Sandbox};
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::Database;
+use super::leak::LeakGuard;
+
+/// The request of Antom's card payment page, byte for byte.
+pub const SAMPLE: &str = include_str!("../../samples/pay-server-to-server.json");
+/// The hosted page's request.
+pub const HOSTED: &str = include_str!("../../samples/pay-hosted-page.json");
+/// The sample's card number.
+pub const SAMPLE_PAN: &str = "4117347806156383";
+
+/// How long a call to the gateway may take here; a silent sandbox is silent for longer.
+const GATEWAY_TIMEOUT_MS: u64 = 2_000;
+/// How long a slow answer of the sandbox takes; silence takes four times as long.
+const SLOW: Duration = Duration::from_millis(1_000);
+
+/// A running vault, its gateway, and the folder with its certificates.
+pub struct TestVault {
+    /// What `init` wrote.
+    pub dir: TempDir,
+    /// The configuration that is served; change it before [`TestVault::restart`].
+    pub config: Config,
+    /// The gateway.
+    pub sandbox: Sandbox,
+    /// Where the API listens.
+    pub address: SocketAddr,
+    guard: LeakGuard,
+    files: PathBuf,
+    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl TestVault {
+    /// Starts a vault on a database.
+    pub async fn start(db: &Database) -> Self {
+        Self::start_with(db, |_| {}).await
+    }
+
+    /// Starts a vault whose configuration was changed.
+    pub async fn start_with(db: &Database, change: impl FnOnce(&mut Config)) -> Self {
+        let guard = LeakGuard::install();
+        let dir = tempfile::Builder::new().prefix("cardvault-test-").tempdir().expect("a folder");
+        init(dir.path(), &db.url);
+        let mut config =
+            Config::load(&dir.path().join("cardvault.toml"), std::iter::empty()).expect("a configuration");
+        let sandbox = start_sandbox(dir.path()).await;
+        let gateway = config.gateway.first_mut().expect("a gateway");
+        gateway.base_url = sandbox.base_url();
+        gateway.timeout_ms = GATEWAY_TIMEOUT_MS;
+        gateway.connect_timeout_ms = 1_000;
+        change(&mut config);
+        let files = db.files.clone();
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut vault = Self { dir, config, sandbox, address, guard, files, running: None };
+        vault.serve().await;
+        vault
+    }
+
+    async fn serve(&mut self) {
+        let app = App::start(&self.config).await.unwrap_or_else(|error| panic!("{error:#}"));
+        self.address = app.api_address();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(app.serve(async {
+            let _ = stopped.await;
+        }));
+        self.running = Some((stop, task));
+    }
+
+    /// Stops the vault gracefully.
+    pub async fn stop(&mut self) {
+        if let Some((stop, task)) = self.running.take() {
+            let _ = stop.send(());
+            task.await.expect("a graceful stop");
+        }
+    }
+
+    /// Stops the vault and starts another process's worth of it on the same database.
+    pub async fn restart(&mut self) {
+        self.stop().await;
+        self.serve().await;
+    }
+
+    /// Stops the sandbox and starts it again on the same ledger and address.
+    pub async fn restart_sandbox(&mut self) {
+        let address = self.sandbox.address();
+        let fresh = options(self.dir.path(), address);
+        // The ledger is locked while a sandbox has it: the old one goes first.
+        let placeholder = options_elsewhere(self.dir.path());
+        let old = std::mem::replace(&mut self.sandbox, Sandbox::start(placeholder).await.expect("a sandbox"));
+        old.stop().await;
+        let spare = std::mem::replace(&mut self.sandbox, Sandbox::start(fresh).await.expect("a sandbox"));
+        spare.stop().await;
+    }
+
+    /// A caller with the certificate of one of the clients that `init` makes.
+    pub fn client(&self, name: &str) -> Caller {
+        let folder = self.dir.path().join("pki/clients");
+        let pem = std::fs::read(folder.join(format!("{name}.pem"))).expect("a certificate");
+        let key = std::fs::read(folder.join(format!("{name}.key"))).expect("a key");
+        Caller::new(self, Some((&pem, &key)))
+    }
+
+    /// The charges that the gateway has for an id.
+    pub fn charges(&self, payment_request_id: &str) -> usize {
+        let mine = |id: &str| id == payment_request_id;
+        self.sandbox.ledger().iter().filter(|entry| mine(&entry.payment_request_id) && entry.charged).count()
+    }
+
+    /// Stops everything and fails if one of the secrets is in the log or in the database's files.
+    pub async fn finish(mut self, secrets: &[&str]) {
+        self.stop().await;
+        self.guard.assert_clean(secrets);
+        super::leak::scan_dir(&self.files, secrets);
+        self.sandbox.stop().await;
+    }
+}
+
+/// Runs the real `cardvault init`.
+pub fn init(dir: &Path, database_url: &str) {
+    let made = Command::new(env!("CARGO_BIN_EXE_cardvault"))
+        .args(["init", "--api-listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+        .args(["--database-url", database_url])
+        .arg(dir)
+        .output()
+        .expect("the binary runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+fn options(dir: &Path, listen: SocketAddr) -> Options {
+    let read = |name: &str| std::fs::read(dir.join(name)).expect(name);
+    Options {
+        listen,
+        tls_certificate_pem: read("pki/sandbox.pem"),
+        tls_private_key_pem: read("pki/sandbox.key"),
+        ledger: dir.join("sandbox-ledger.jsonl"),
+        client_id: "SANDBOX_5YCARDVAULT00001".to_owned(),
+        merchant_public_key_pem: read("gateway/merchant_public.pem"),
+        gateway_private_key_pem: read("gateway/sandbox_private.pem"),
+        gateway_key_version: 1,
+        slow: SLOW,
+    }
+}
+
+fn options_elsewhere(dir: &Path) -> Options {
+    Options { ledger: dir.join("spare-ledger.jsonl"), ..options(dir, SocketAddr::from(([127, 0, 0, 1], 0))) }
+}
+
+async fn start_sandbox(dir: &Path) -> Sandbox {
+    Sandbox::start(options(dir, SocketAddr::from(([127, 0, 0, 1], 0)))).await.expect("a sandbox")
+}
+
+/// A merchant service.
+#[derive(Clone)]
+pub struct Caller {
+    http: reqwest::Client,
+    base: String,
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Header names and values.
+    pub headers: reqwest::header::HeaderMap,
+    /// The body.
+    pub text: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {} {}", self.status, self.text))
+    }
+
+    /// A text member at a pointer, or nothing.
+    pub fn text_at(&self, pointer: &str) -> String {
+        self.json().pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+
+    /// Fails unless the status is as expected.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text);
+        self
+    }
+
+    /// Fails unless this is a problem of this status and code.
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, code: &str) -> Self {
+        assert_eq!((self.status, self.text_at("/code").as_str()), (status, code), "{}", self.text);
+        assert_eq!(self.headers["content-type"], "application/problem+json");
+        assert!(self.text_at("/requestId").starts_with("req_"));
+        self
+    }
+}
+
+impl Caller {
+    /// A caller with a certificate (PEM) and key, or with none.
+    pub fn new(vault: &TestVault, identity: Option<(&[u8], &[u8])>) -> Self {
+        let mut roots = RootCertStore::empty();
+        let ca = CertificateDer::from_pem_file(vault.dir.path().join("pki/ca.pem")).expect("an authority");
+        roots.add(ca).expect("an authority");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_root_certificates(roots);
+        let tls = match identity {
+            None => builder.with_no_client_auth(),
+            Some((pem, key)) => {
+                let chain = CertificateDer::pem_slice_iter(pem).map(|c| c.expect("a certificate")).collect();
+                let key = PrivateKeyDer::from_pem_slice(key).expect("a key");
+                builder.with_client_auth_cert(chain, key).expect("an identity")
+            }
+        };
+        let http =
+            reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().expect("a client");
+        Self { http, base: format!("https://{}", vault.address) }
+    }
+
+    /// Makes a call, or tells that no answer came.
+    pub async fn try_call(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer, reqwest::Error> {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let answer = request.send().await?;
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        Ok(Answer { status, headers, text: answer.text().await? })
+    }
+
+    /// Makes a call with a JSON body.
+    pub async fn send(&self, method: &str, path: &str, body: &str) -> Answer {
+        let headers = [("content-type", "application/json")];
+        let sent = self.try_call(method, path, &headers, Some(body.as_bytes().to_vec())).await;
+        sent.unwrap_or_else(|error| panic!("{method} {path}: {error:?}"))
+    }
+
+    /// `POST`
+    pub async fn post(&self, path: &str, body: &str) -> Answer {
+        self.send("POST", path, body).await
+    }
+
+    /// `GET`
+    pub async fn get(&self, path: &str) -> Answer {
+        self.try_call("GET", path, &[], None).await.unwrap_or_else(|error| panic!("GET {path}: {error:?}"))
+    }
+
+    /// `DELETE`
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.try_call("DELETE", path, &[], None)
+            .await
+            .unwrap_or_else(|error| panic!("DELETE {path}: {error:?}"))
+    }
+
+    /// Tokenises a card and gives its reference.
+    pub async fn card(&self, pan: &str) -> String {
+        let body = format!(
+            r#"{{"cardNo":"{pan}","expiryMonth":"12","expiryYear":"29","cardholderName":{{"firstName":"Tom","lastName":"Jay"}}}}"#
+        );
+        let answer = self.post("/v1/cards", &body).await;
+        assert!(matches!(answer.status, 200 | 201), "{}", answer.text);
+        answer.text_at("/cardId")
+    }
+}
+
+/// The sample under another id, with another amount.
+pub fn sample_with(id: &str, value: &str) -> String {
+    SAMPLE
+        .replace("PAY_20221114141714891", id)
+        .replace("\"value\": \"30000\"", &format!("\"value\": \"{value}\""))
+}
+
+/// The sample as a payment by reference.
+pub fn by_reference(id: &str, value: &str, card_id: &str) -> String {
+    let mut request: Value = serde_json::from_str(&sample_with(id, value)).expect("JSON");
+    let method = &mut request["paymentMethod"];
+    method["paymentMethodId"] = Value::from(card_id);
+    let metadata = method["paymentMethodMetaData"].as_object_mut().expect("an object");
+    for name in ["cardNo", "cvv", "expiryMonth", "expiryYear", "cardholderName"] {
+        metadata.remove(name);
+    }
+    request["order"].as_object_mut().expect("an object").remove("buyer");
+    request.to_string()
+}
+
+/// A fresh Luhn-valid number in Visa's range that only this test knows.
+pub fn fresh_pan() -> String {
+    let mut digits: Vec<u8> = vec![4];
+    let random: [u8; 14] = cardvault::base::entropy::array().expect("entropy");
+    digits.extend(random.iter().map(|byte| byte % 10));
+    let sum: u32 = digits
+        .iter()
+        .rev()
+        .enumerate()
+        .map(|(place, digit)| match (place % 2, u32::from(*digit)) {
+            (0, digit) if digit > 4 => digit * 2 - 9,
+            (0, digit) => digit * 2,
+            (_, digit) => digit,
+        })
+        .sum();
+    digits.push(u8::try_from((10 - sum % 10) % 10).expect("a digit"));
+    digits.iter().map(|digit| char::from(b'0' + digit)).collect()
+}
