@@ -458,7 +458,7 @@ mod tests {
                 .enumerate()
                 .flat_map(|(i, d)| if i % 2 == 1 { vec![d * 2 / 10, d * 2 % 10] } else { vec![*d] })
                 .sum();
-            sum % 10 == 0
+            sum.is_multiple_of(10)
         };
         for number in 0..20_000_u64 {
             let text = format!("94{:014}", number * 7_919);

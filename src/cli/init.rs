@@ -22,7 +22,7 @@ pub struct Choices {
     /// sqlite:PATH (relative to the folder) or postgres://…; a password in it goes into a file of its own.
     #[arg(long, default_value = "sqlite:cardvault.db")]
     pub database_url: String,
-    /// Antom's host, https://host[:port] [default: the local sandbox].
+    /// Antom's host as `https://HOST` or `https://HOST:PORT` (default: the local sandbox).
     #[arg(long, requires_all = ["gateway_client_id", "gateway_public_key"])]
     pub gateway_url: Option<String>,
     /// Certificate authorities to trust there, PEM [default: the public ones].

@@ -104,7 +104,7 @@ pub fn open_pan(dek: &DataKey, place: &Place<'_>, sealed: &Sealed) -> Result<Pan
         return Err(OpenError);
     }
     let block = open_block(dek, place, sealed)?;
-    unpad_pan(&block).and_then(|digits| Pan::from_stored(digits)).ok_or(OpenError)
+    unpad_pan(&block).and_then(Pan::from_stored).ok_or(OpenError)
 }
 
 /// The id of the data key that a record names, for finding that key. It is unproven until the record

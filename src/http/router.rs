@@ -105,10 +105,9 @@ fn identified(api: &Api, peer: Option<&Peer>, request_id: &RequestId) -> Result<
 
 /// A path has one spelling: nothing encoded, no empty or dotted segment.
 fn is_canonical(path: &str) -> bool {
-    let mut segments = path.split('/');
-    segments.next() == Some("")
-        && !path.contains('%')
-        && segments.all(|segment| !matches!(segment, "" | "." | ".."))
+    let segments = path.strip_prefix('/').map(|rest| rest.split('/'));
+    !path.contains('%')
+        && segments.is_some_and(|mut all| all.all(|segment| !matches!(segment, "" | "." | "..")))
 }
 
 fn finish(mut response: Response<Body>, request_id: &RequestId) -> Response<Body> {

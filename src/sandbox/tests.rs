@@ -32,6 +32,11 @@ fn key(name: &str) -> Vec<u8> {
     std::fs::read(vector("keys").join(name)).unwrap()
 }
 
+fn json_sample(name: &str) -> Value {
+    let path = format!("{}/tests/samples/{name}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).expect("a sample")).expect("JSON")
+}
+
 fn json_vector(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(vector(name)).unwrap()).unwrap()
 }
@@ -220,7 +225,7 @@ const IN_PROCESS: (&str, &str) = ("U", "PAYMENT_IN_PROCESS");
 #[tokio::test]
 async fn the_documented_card_sample_pays() {
     let bench = Bench::new().await;
-    let answer = bench.good(PAY, &json_vector("documented_s2s_pay.json")).await;
+    let answer = bench.good(PAY, &json_sample("pay-server-to-server.json")).await;
     assert_eq!(outcome(&answer), SUCCESS);
     assert_eq!(answer["paymentRequestId"], "PAY_20221114141714891");
     assert_eq!(answer["paymentAmount"], json!({ "currency": "EUR", "value": "30000" }));
@@ -254,7 +259,7 @@ async fn every_body_of_the_official_sdk_is_taken() {
 #[tokio::test]
 async fn the_documented_hosted_sample_redirects_and_completes() {
     let bench = Bench::new().await;
-    let body = json_vector("documented_hosted_pay.json");
+    let body = json_sample("pay-hosted-page.json");
     let answer = bench.good(PAY, &body).await;
     assert_eq!(outcome(&answer), IN_PROCESS);
     let url = answer["normalUrl"].as_str().unwrap();
