@@ -35,6 +35,8 @@ enum Command {
     Keys(keys::Command),
     /// Run the local emulator of the gateway, for tests of your own.
     Sandbox(sandbox::Args),
+    /// Print the API's OpenAPI 3.1 document.
+    Openapi,
 }
 
 /// Runs the command that the arguments name: 0, 1 (failed) or 2 (usage).
@@ -46,6 +48,7 @@ pub async fn run() -> ExitCode {
         Command::Migrate(args) => migrate::run(args).await,
         Command::Keys(command) => keys::run(command),
         Command::Sandbox(args) => sandbox::run(args).await,
+        Command::Openapi => print_openapi(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,6 +56,15 @@ pub async fn run() -> ExitCode {
             eprintln!("cardvault: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn print_openapi() -> anyhow::Result<()> {
+    use std::io::Write;
+    // A reader that has seen enough (`| head`) is no failure.
+    match std::io::stdout().write_all(crate::http::routes::openapi::DOCUMENT.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -46,6 +46,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/payments", post(routes::create_payment::handle).get(routes::list_payments::handle))
         .route("/v1/payments/{payment_request_id}", get(routes::read_payment::handle))
         .route("/v1/whoami", get(routes::whoami::handle))
+        .route("/openapi.json", get(routes::openapi::handle))
         .fallback(|| async { Problem::from(problem::NOT_FOUND) })
         .method_not_allowed_fallback(|| async { Problem::from(problem::METHOD_NOT_ALLOWED) })
         .layer(from_fn_with_state(api.clone(), every_request))

@@ -5,6 +5,7 @@ pub mod create_payment;
 pub mod erase_card;
 pub mod list_cards;
 pub mod list_payments;
+pub mod openapi;
 pub mod patch_card;
 pub mod put_cvv;
 pub mod read_card;
