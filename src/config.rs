@@ -249,7 +249,7 @@ impl Config {
         if !matches!(self.api.bin_digits, 6 | 8) {
             return refuse("api.bin_digits: 6 or 8".into());
         }
-        if self.database.url.contains('@') && self.database.url.split('@').next().is_some_and(has_password) {
+        if has_password(&self.database.url) {
             return refuse(
                 "database.url: put the password into a file and name it in database.password_file".into(),
             );
@@ -400,9 +400,12 @@ fn parse_pin(text: &str) -> Result<[u8; 32], ()> {
     bytes.try_into().map_err(|_| ())
 }
 
-/// Whether `scheme://user:password` holds a password.
-fn has_password(before_host: &str) -> bool {
-    before_host.split_once("://").is_some_and(|(_, user)| user.contains(':'))
+/// Whether a database's URL holds a password: `scheme://user:password@…`, or `?password=…`.
+fn has_password(url: &str) -> bool {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let user = url.split_once('@').and_then(|(before_host, _)| before_host.split_once("://"));
+    query.split('&').any(|pair| pair.starts_with("password="))
+        || user.is_some_and(|(_, user)| user.contains(':'))
 }
 
 /// The key and what is wrong with it. The library's own text quotes the line, which is left out.
@@ -464,6 +467,7 @@ mod tests {
             ("\"cards:read\"", "\"cards:reed\"", "cards:reed"),
             ("uri = \"spiffe://example.com/acme/checkout\"\n", "", "uri"),
             ("url = \"sqlite:cardvault.db\"", "url = \"postgres://u:p@h/d\"", "password_file"),
+            ("url = \"sqlite:cardvault.db\"", "url = \"postgres://u@h/d?password=p\"", "password_file"),
             ("gateway = \"antom\"", "gateway = \"other\"", "no [[gateway]]"),
         ] {
             let error = changed(from, to);

@@ -37,6 +37,9 @@ pub struct Choices {
     /// Antom's public key, PEM or one-line base64.
     #[arg(long, requires = "gateway_url")]
     pub gateway_public_key: Option<PathBuf>,
+    /// A name or address under which callers reach the vault, besides localhost; repeat it for each.
+    #[arg(long)]
+    pub server_name: Vec<String>,
     /// Where the API listens.
     #[arg(long, default_value = "127.0.0.1:8443")]
     pub api_listen: SocketAddr,
@@ -127,7 +130,7 @@ pub fn write(dir: &Path, choices: &Choices) -> anyhow::Result<()> {
             .with_context(|| format!("making {}", path.display()))?;
     }
     let now = SystemClock.now();
-    write_pki(dir, now)?;
+    write_pki(dir, &choices.server_name, now)?;
     file::create_new(&dir.join("keys/keyring.toml"), &file::generate(now)?)?;
     let gateway = write_gateway(dir, choices)?;
     let database = write_database(dir, &choices.database_url)?;
@@ -143,7 +146,7 @@ fn write_file(
     write(path, bytes).with_context(|| format!("writing {}", path.display()))
 }
 
-fn write_pki(dir: &Path, now: Millis) -> anyhow::Result<()> {
+fn write_pki(dir: &Path, server_names: &[String], now: Millis) -> anyhow::Result<()> {
     let authority = Authority::make("cardvault", now)?;
     write_file(&dir.join("pki/ca.pem"), authority.certificate_pem().as_bytes(), write_public)?;
     write_file(&dir.join("pki/ca.key"), authority.private_key_pem().expose().as_bytes(), write_private)?;
@@ -155,9 +158,10 @@ fn write_pki(dir: &Path, now: Millis) -> anyhow::Result<()> {
             write_private,
         )
     };
-    let names = ["localhost", "127.0.0.1", "::1"];
+    let local = ["localhost", "127.0.0.1", "::1"];
+    let names: Vec<&str> = local.into_iter().chain(server_names.iter().map(String::as_str)).collect();
     leaf("server", authority.server(&names, now, LEAF_DAYS)?)?;
-    leaf("sandbox", authority.server(&names, now, LEAF_DAYS)?)?;
+    leaf("sandbox", authority.server(&local, now, LEAF_DAYS)?)?;
     for (name, merchant, _) in CLIENTS {
         leaf(&format!("clients/{name}"), authority.client(&uri(merchant, name), now, LEAF_DAYS)?)?;
     }

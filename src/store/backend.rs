@@ -6,7 +6,7 @@
 //! during `BEGIN` returns its connection with an open transaction (sqlx up to 0.9.0).
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Postgres, Row as _, Sqlite, Transaction};
+use zeroize::Zeroizing;
 
 /// How long a request waits for a connection or for SQLite's write lock.
 const WAIT: Duration = Duration::from_secs(5);
@@ -34,6 +35,9 @@ pub enum StoreError {
     /// A row holds something that the vault did not write.
     #[error("a row of the database cannot be read")]
     Damaged,
+    /// Others can read the password's file.
+    #[error("others can read {0}; run `chmod 600` on it")]
+    OpenPassword(PathBuf),
     /// The database's address cannot be used.
     #[error("the database's url cannot be used: it begins sqlite: or postgres:")]
     Url,
@@ -187,9 +191,7 @@ impl Db {
             .map_err(|_| StoreError::Url)?
             .application_name("cardvault");
         if let Some(file) = &options.password_file {
-            let text =
-                std::fs::read_to_string(file).map_err(|e| StoreError::Unavailable(sqlx::Error::Io(e)))?;
-            let password = zeroize::Zeroizing::new(text);
+            let password = read_password(file)?;
             connect = connect.password(password.trim_end_matches(['\r', '\n']));
         }
         let pool = PgPoolOptions::new()
@@ -300,6 +302,16 @@ impl Db {
             Engine::Postgres(pool) => pool.close().await,
         }
     }
+}
+
+/// Reads a password that nobody but its owner may be able to read.
+fn read_password(path: &Path) -> Result<Zeroizing<String>, StoreError> {
+    let unreadable = |error| StoreError::Unavailable(sqlx::Error::Io(error));
+    let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(StoreError::OpenPassword(path.to_owned()));
+    }
+    std::fs::read_to_string(path).map(Zeroizing::new).map_err(unreadable)
 }
 
 /// Makes the database's file readable for its owner alone before SQLite opens it; SQLite gives the
