@@ -16,6 +16,7 @@ use super::card::{CardReader, Details, Parts, TypedCard};
 use super::vocabulary;
 
 const METADATA: &str = "/paymentMethod/paymentMethodMetaData";
+const METADATA_NAME: &str = "paymentMethodMetaData";
 
 /// Members of `paymentMethodMetaData` that the vault writes itself.
 const OWNED: &[&str] = &[
@@ -101,7 +102,7 @@ pub struct PayRequest {
 }
 
 /// The paths that a request's meaning does not depend on: the device, the card (its reference stands
-/// for it), and what no durable digest may be made of.
+/// for it), the flag that the vault alone decides, and what no durable digest may be made of.
 fn no_meaning(path: &[String]) -> bool {
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     match path.as_slice() {
@@ -110,7 +111,13 @@ fn no_meaning(path: &[String]) -> bool {
         ["paymentMethod", "paymentMethodMetaData", name] => {
             matches!(
                 *name,
-                "cardNo" | "cvv" | "expiryMonth" | "expiryYear" | "cardholderName" | "cardPasswordDigest"
+                "cardNo"
+                    | "cvv"
+                    | "expiryMonth"
+                    | "expiryYear"
+                    | "cardholderName"
+                    | "cardPasswordDigest"
+                    | "isCardOnFile"
             )
         }
         _ => false,
@@ -120,8 +127,21 @@ fn no_meaning(path: &[String]) -> bool {
 /// The request's meaning in one canonical text, the card left out.
 pub fn canonical(text: &str) -> SecretText {
     let mut out = String::with_capacity(text.len());
-    json::push_canonical(&mut out, text, &mut Vec::new(), &no_meaning);
+    let bare = is_metadata_bare(text);
+    let skip = |path: &[String]| no_meaning(path) || (bare && path == ["paymentMethod", METADATA_NAME]);
+    json::push_canonical(&mut out, text, &mut Vec::new(), &skip);
     SecretText::new(out)
+}
+
+/// Whether the card's map says nothing that has a meaning: then it is as good as absent, which it may be
+/// beside a reference.
+fn is_metadata_bare(text: &str) -> bool {
+    let metadata = || {
+        let method = Object::parse(Object::parse(text)?.get("paymentMethod")?)?;
+        Object::parse(method.get(METADATA_NAME)?)
+    };
+    let path = |name: &str| ["paymentMethod", METADATA_NAME, name].map(str::to_owned);
+    metadata().is_some_and(|metadata| metadata.iter().all(|(name, _)| no_meaning(&path(name))))
 }
 
 /// The id of a request that may not be readable otherwise: it is looked up before anything else.
