@@ -191,7 +191,7 @@ pub struct Change<'a> {
     pub result_code: Option<&'a str>,
     /// `result.resultStatus`.
     pub result_status: Option<&'a str>,
-    /// What settled it, where `to` is another status.
+    /// What settled it, where `to` is another and final status.
     pub settled_by: Option<&'a str>,
     /// The answer, scrubbed and sealed.
     pub answer: Option<&'a Sealed>,

@@ -73,7 +73,7 @@ impl Vault {
                 payment_id: facts.payment_id.as_deref(),
                 result_code: facts.result_code.as_deref(),
                 result_status: facts.result_status.as_deref(),
-                settled_by: (to != now.status).then(|| source.name()),
+                settled_by: (to != now.status && to.is_final()).then(|| source.name()),
                 answer: Some(&sealed),
                 now: self.now(),
             };
