@@ -47,6 +47,11 @@ pub struct App {
 impl App {
     /// Opens everything that the configuration names.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
+        Self::start_with(config, Policy::default()).await
+    }
+
+    /// As [`Self::start`], with another `policy` where the configuration has no word for it.
+    pub async fn start_with(config: &Config, policy: Policy) -> anyhow::Result<Self> {
         for (one, other) in config.shared_accounts() {
             tracing::warn!(
                 one,
@@ -67,7 +72,7 @@ impl App {
         let policy = Policy {
             bin_format: config.bin_format(),
             unattached: Duration::from_secs(u64::from(config.retention.unattached_card_hours) * 3600),
-            ..Policy::default()
+            ..policy
         };
         let vault = Arc::new(Vault::new(db, keys, accounts, clock, policy)?);
         let clients = Arc::new(config.clients()?);
@@ -103,7 +108,8 @@ impl App {
         format!("ready api=https://{}{ops}", self.api_address())
     }
 
-    /// Serves until `shutdown`, lets the requests in flight finish, and wipes what is held in memory.
+    /// Serves until `shutdown`, lets the requests and payments in flight finish, and wipes what is held in
+    /// memory.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let Self { vault, router, tls, api, ops } = self;
         let sweeper = tokio::spawn(sweep(vault.clone()));
@@ -113,6 +119,7 @@ impl App {
         if let Some(health) = health {
             health.abort();
         }
+        vault.finish_payments().await;
         vault.forget_held();
         vault.db.close().await;
     }

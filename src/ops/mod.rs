@@ -7,6 +7,7 @@ pub mod cards;
 pub mod error;
 pub mod keys;
 pub mod payments;
+mod running;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::store::backend::Db;
 
 use error::OpError;
 use keys::DataKeys;
+use running::Running;
 
 /// What a deployment chooses.
 #[derive(Debug, Clone)]
@@ -71,6 +73,8 @@ pub struct Vault {
     pub instance: InstanceId,
     /// What the deployment chose.
     pub policy: Policy,
+    /// Payments that are on their way, whether or not their callers still wait.
+    running: Running,
 }
 
 impl Vault {
@@ -91,7 +95,19 @@ impl Vault {
             clock,
             instance: InstanceId::make()?,
             policy,
+            running: Running::default(),
         })
+    }
+
+    /// Waits, for as long as one attempt may last, until every payment that is on its way has its answer
+    /// and has recorded it. Follow-ups stop at their next pause: an inquiry can be made later.
+    pub async fn finish_payments(&self) {
+        if tokio::time::timeout(self.policy.attempt_deadline, self.running.finish()).await.is_err() {
+            tracing::error!(
+                alarm = true,
+                "payments are still on their way; inquiries will tell their outcome"
+            );
+        }
     }
 
     /// Whether the vault can work: the database answers, and the keys open what they seal.

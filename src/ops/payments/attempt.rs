@@ -8,7 +8,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::base::secret::SecretBuf;
+use crate::base::card::Pan;
+use crate::base::secret::{SecretBuf, SecretText};
 use crate::gateway::antom::answer::{Expected, Reading, read_pay};
 use crate::gateway::antom::scrub::{Own, scrub};
 use crate::gateway::antom::verify::VerifiedText;
@@ -28,14 +29,17 @@ use super::prepare::{Attempt, unpack};
 struct Held {
     attempt: Attempt,
     deadline: Instant,
+    /// What is known and not recorded yet, because the database was away.
+    finding: Option<Finding>,
 }
 
-/// What one send of the pay call came to.
-enum Sent {
-    /// The gateway answered, and it is recorded.
-    Recorded(Box<PaymentRow>),
-    /// No answer that can be trusted.
-    NoAnswer,
+/// What one send of the pay call came to, where that is anything.
+enum Finding {
+    /// The gateway answered. The text is scrubbed but for this payment's PAN, which is opened only to
+    /// record it.
+    Says(SecretText, Verdict),
+    /// Provably nothing was sent.
+    NotSent,
 }
 
 impl Vault {
@@ -44,29 +48,17 @@ impl Vault {
         let mut attempt = *attempt;
         let deadline = self.clock.instant() + self.policy.attempt_deadline;
         let body = std::mem::replace(&mut attempt.body, SecretBuf::with_capacity(0));
-        let mut held = Held { attempt, deadline };
-        let row = self.row_of(&held.attempt).await;
+        let mut held = Held { attempt, deadline, finding: None };
         let exchange = held.attempt.gateway.call(Call::Pay, body).await;
-        let row = match row {
-            Ok(row) => row,
-            Err(_) => self.row_of(&held.attempt).await.map_err(not_recorded)?,
-        };
-        match self.take_answer(&row, &mut held, exchange).await {
-            Ok(Sent::Recorded(row)) => {
-                if row.status == Status::Unknown {
-                    self.follow_up(held);
-                }
-                self.view(&row).await
-            }
-            Ok(Sent::NoAnswer) => {
-                self.follow_up(held);
-                self.view(&row).await
-            }
-            Err(error) => {
-                self.follow_up(held);
-                Err(not_recorded(error))
-            }
+        self.take_answer(&mut held, exchange);
+        let recorded = self.record_finding(&mut held).await;
+        // From here on the request may have arrived: no failure may say that nothing was sent, and none
+        // may end the search for the outcome.
+        if !recorded.as_ref().is_ok_and(|row| row.status != Status::Unknown) {
+            self.follow_up(held);
         }
+        let row = recorded.map_err(not_recorded)?;
+        self.view(&row).await.map_err(not_recorded)
     }
 
     async fn row_of(&self, attempt: &Attempt) -> Result<PaymentRow, OpError> {
@@ -75,65 +67,70 @@ impl Vault {
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))
     }
 
-    /// Records what a pay call came to. A verified answer ends the CVV, whatever it says: a decline
-    /// completes an authorization too.
-    async fn take_answer(
-        &self,
-        row: &PaymentRow,
-        held: &mut Held,
-        exchange: Exchange,
-    ) -> Result<Sent, OpError> {
-        match exchange {
-            Exchange::Answered(answer) => self.take_verified(row, held, &answer).await,
-            Exchange::NotSent(reason) if row.status == Status::Unknown && held.attempt.never_repeated() => {
-                tracing::warn!(payment = %row.payment_request_id, reason, "a payment was not sent");
+    /// Reads what a pay call came to. A signed answer ends the CVV, whatever it says: a decline completes
+    /// an authorization too.
+    fn take_answer(&self, held: &mut Held, exchange: Exchange) {
+        held.finding = match exchange {
+            Exchange::Answered(answer) => {
+                let finding = self.read_answer(held, &answer);
                 held.attempt.sensitive = None;
-                Ok(Sent::Recorded(Box::new(self.fail_unsent(row).await?)))
+                finding
+            }
+            Exchange::NotSent(reason) if held.attempt.never_repeated() => {
+                tracing::warn!(payment = %held.attempt.id, reason, "a payment was not sent");
+                held.attempt.sensitive = None;
+                Some(Finding::NotSent)
             }
             Exchange::NotSent(reason) | Exchange::NoAnswer(reason) => {
-                tracing::warn!(payment = %row.payment_request_id, reason, "a payment has no answer");
-                Ok(Sent::NoAnswer)
+                tracing::warn!(payment = %held.attempt.id, reason, "a payment has no answer");
+                None
             }
-        }
+        };
     }
 
-    async fn take_verified(
-        &self,
-        row: &PaymentRow,
-        held: &mut Held,
-        answer: &VerifiedText,
-    ) -> Result<Sent, OpError> {
+    /// What a signed answer says of this payment, without the CVV that its own call carried.
+    fn read_answer(&self, held: &Held, answer: &VerifiedText) -> Option<Finding> {
         let expected = Expected { payment_request_id: &held.attempt.id, amount: &held.attempt.amount };
         let Reading::Says(verdict) = read_pay(&answer.verified(), &expected) else {
             tracing::error!(
-                alarm = true, payment = %row.payment_request_id,
+                alarm = true, payment = %held.attempt.id,
                 "a signed answer speaks of another payment or amount"
             );
-            return Ok(Sent::NoAnswer);
+            return None;
         };
-        let scrubbed = self.scrub_own(held, answer).await;
-        // Here the CVV ends.
-        held.attempt.sensitive = None;
-        let row = self.settle_scrubbed(row, &scrubbed?, verdict, Source::Pay).await?;
-        Ok(Sent::Recorded(Box::new(row)))
-    }
-
-    /// The answer without the card data that its own call carried.
-    async fn scrub_own(&self, held: &Held, answer: &VerifiedText) -> Result<String, OpError> {
         let sensitive = self.open_sensitive(held);
         let cvv = sensitive.as_ref().and_then(|sensitive| sensitive.cvv.as_ref());
-        let card = match &held.attempt.card {
-            Some(id) => find_card(&self.db, &held.attempt.merchant, id).await?,
+        let text = scrub(answer.verified().text(), Own { pan: None, cvv })?;
+        Some(Finding::Says(SecretText::new(text), verdict))
+    }
+
+    /// Records what is known, if anything, and gives the row as it stands then.
+    async fn record_finding(&self, held: &mut Held) -> Result<PaymentRow, OpError> {
+        let row = self.row_of(&held.attempt).await?;
+        let row = match &held.finding {
+            None => row,
+            Some(Finding::NotSent) => self.fail_unsent(&row).await?,
+            Some(Finding::Says(text, verdict)) => {
+                let scrubbed = self.scrub_pan(&held.attempt, text).await?;
+                self.settle_scrubbed(&row, &scrubbed, *verdict, Source::Pay).await?
+            }
+        };
+        held.finding = None;
+        Ok(row)
+    }
+
+    /// The answer without the PAN that its own call carried.
+    async fn scrub_pan(&self, attempt: &Attempt, text: &SecretText) -> Result<String, OpError> {
+        let card = match &attempt.card {
+            Some(id) => find_card(&self.db, &attempt.merchant, id).await?,
             None => None,
         };
         let scrubbed = match card {
             Some(row) => {
-                self.with_pan(&held.attempt.merchant, &row, |pan| {
-                    scrub(answer.verified().text(), Own { pan: Some(pan), cvv })
-                })
-                .await?
+                let own = |pan: &Pan| scrub(text.expose(), Own { pan: Some(pan), cvv: None });
+                self.with_pan(&attempt.merchant, &row, own).await?
             }
-            None => scrub(answer.verified().text(), Own { pan: None, cvv }),
+            None => scrub(text.expose(), Own::default()),
         };
         scrubbed.ok_or_else(|| OpError::Internal(anyhow::anyhow!("a verified answer is not JSON")))
     }
@@ -176,7 +173,11 @@ impl Vault {
             if left.is_zero() {
                 break;
             }
-            tokio::time::sleep(pause.min(left)).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause.min(left)) => {}
+                () = self.running.closing() => return,
+            }
+            let _running = self.running.begin();
             match self.follow_once(&mut held).await {
                 Ok(true) => return,
                 Ok(false) => {}
@@ -189,13 +190,14 @@ impl Vault {
         tracing::error!(alarm = true, payment = %held.attempt.id, "a payment's outcome is still unknown");
     }
 
-    /// One inquiry, and the repeat that it may call for; `true` where there is nothing left to do.
+    /// Records what could not be recorded, or inquires and repeats where that is called for; `true` where
+    /// there is nothing left to do.
     async fn follow_once(self: &Arc<Self>, held: &mut Held) -> Result<bool, OpError> {
-        let row = self.row_of(&held.attempt).await?;
+        let row = self.record_finding(held).await?;
         if row.status != Status::Unknown {
             return Ok(true);
         }
-        let (row, verdict) = self.inquire(&row).await?;
+        let (row, verdict) = self.inquire_and_wipe(&row, held).await?;
         if row.status != Status::Unknown {
             return Ok(true);
         }
@@ -203,6 +205,21 @@ impl Vault {
             return self.send_again(&row, held).await;
         }
         Ok(false)
+    }
+
+    /// Inquires; the CVV does not wait for an answer that comes after the deadline.
+    async fn inquire_and_wipe(
+        &self,
+        row: &PaymentRow,
+        held: &mut Held,
+    ) -> Result<(PaymentRow, Option<Verdict>), OpError> {
+        let left = held.deadline.saturating_duration_since(self.clock.instant());
+        let mut inquiry = std::pin::pin!(self.inquire(row));
+        tokio::select! {
+            told = &mut inquiry => return told,
+            () = tokio::time::sleep(left) => held.attempt.sensitive = None,
+        }
+        inquiry.await
     }
 
     /// Sends the same bytes again, under the same id.
@@ -215,10 +232,8 @@ impl Vault {
         held.attempt.sends += 1;
         tracing::info!(payment = %row.payment_request_id, "repeating a payment that the gateway does not know");
         let exchange = held.attempt.gateway.call(Call::Pay, body).await;
-        match self.take_answer(row, held, exchange).await? {
-            Sent::Recorded(row) => Ok(row.status != Status::Unknown),
-            Sent::NoAnswer => Ok(false),
-        }
+        self.take_answer(held, exchange);
+        Ok(self.record_finding(held).await?.status != Status::Unknown)
     }
 
     /// The bytes that were sent; none where what they need is gone (the CVV was answered, the card was
@@ -228,7 +243,7 @@ impl Vault {
         let attempt = &held.attempt;
         let Some(id) = &attempt.card else { return Ok(attempt.template.fill(None, &sensitive).ok()) };
         let Some(row) = find_card(&self.db, &attempt.merchant, id).await? else { return Ok(None) };
-        let fill = |pan: &crate::base::card::Pan| attempt.template.fill(Some(pan), &sensitive).ok();
+        let fill = |pan: &Pan| attempt.template.fill(Some(pan), &sensitive).ok();
         self.with_pan(&attempt.merchant, &row, fill).await
     }
 }

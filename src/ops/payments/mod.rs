@@ -59,6 +59,7 @@ impl Vault {
         if let Some(row) = rows::find_payment(&self.db, allowed.account(), &id).await? {
             return self.repeat(allowed, &row, body.expose()).await;
         }
+        let _running = self.running.begin();
         let request = PayRequest::read(body.expose(), self.now()).map_err(OpError::Invalid)?;
         let meaning = canonical(body.expose());
         let prepared = self.prepare(allowed, request, &meaning).await?;

@@ -271,8 +271,9 @@ impl Vault {
     ) -> Result<Recorded, OpError> {
         let slot = prepared.slot.take();
         let recorded = self.insert_intent(allowed, &prepared).await;
-        let not_made = !matches!(recorded, Ok(Inserted::Yes));
-        if let (true, Some(taken)) = (not_made, slot) {
+        // A payment that was not made leaves the CVV waiting; one whose card was erased ends it.
+        let goes_on = !matches!(recorded, Ok(Inserted::Yes | Inserted::CardGone | Inserted::SlotGone));
+        if let (true, Some(taken)) = (goes_on, slot) {
             self.slots.put_back(taken);
         }
         match recorded? {
