@@ -3,5 +3,9 @@
 
 #[macro_use]
 mod support;
+mod cvv;
 mod main_job;
+mod no_double_charge;
+mod payments;
+mod scrubbing;
 mod support_self_test;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each story uses a part of this")]
 
+pub mod gateway;
 pub mod leak;
 pub mod postgres;
 pub mod vault;
@@ -48,6 +49,11 @@ impl Database {
         Some(Self { url, engine: Engine::Postgres, files, _owned: None })
     }
 
+    /// A database that somebody else keeps.
+    pub fn at(url: String, engine: Engine, files: PathBuf) -> Self {
+        Self { url, engine, files, _owned: None }
+    }
+
     /// Fails if one of the secrets is in the engine's files.
     pub fn assert_clean(&self, secrets: &[&str]) {
         leak::scan_dir(&self.files, secrets);
@@ -64,6 +70,21 @@ pub fn fresh_sqlite() -> (TempDir, String) {
 
 fn sqlite_url(folder: &Path) -> String {
     format!("sqlite://{}", folder.join("cardvault.db").display())
+}
+
+/// Waits for what happens in the background; fails after a time that is far beyond what it takes.
+pub async fn eventually<T, F>(what: &str, mut look: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let give_up = tokio::time::Instant::now() + gateway::PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < give_up, "waited in vain for {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 /// Says that a test was left out for want of PostgreSQL.

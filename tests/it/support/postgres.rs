@@ -335,7 +335,9 @@ impl Drop for Cluster {
 /// The process id that the running server wrote into its folder.
 fn postmaster(folder: &Path) -> Option<rustix::process::Pid> {
     let text = fs::read_to_string(folder.join("data/postmaster.pid")).ok()?;
-    rustix::process::Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
+    // While `initdb` runs, its single-user server writes its id as a negative number.
+    let id: i32 = text.lines().next()?.trim().parse().ok()?;
+    rustix::process::Pid::from_raw(id.checked_abs()?)
 }
 
 /// Removes the folders of clusters whose keeper was killed too. A young one may be being made.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cardvault::app::App;
 use cardvault::config::Config;
+use cardvault::ops::Policy;
 use cardvault::sandbox::{Options, Sandbox};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::Database;
+use super::gateway::Scripted;
 use super::leak::LeakGuard;
 
 /// The request of Antom's card payment page, byte for byte.
@@ -40,6 +42,8 @@ pub struct TestVault {
     pub dir: TempDir,
     /// The configuration that is served; change it before [`TestVault::restart`].
     pub config: Config,
+    /// What the configuration has no word for; change it before [`TestVault::restart`].
+    pub policy: Policy,
     /// The gateway.
     pub sandbox: Sandbox,
     /// Where the API listens.
@@ -70,13 +74,48 @@ impl TestVault {
         change(&mut config);
         let files = db.files.clone();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut vault = Self { dir, config, sandbox, address, guard, files, running: None };
+        let policy = Policy::default();
+        let mut vault = Self { dir, config, policy, sandbox, address, guard, files, running: None };
         vault.serve().await;
         vault
     }
 
+    /// Starts a vault that does not ask after unclear payments by itself, so that they stand still.
+    pub async fn start_still(db: &Database) -> Self {
+        let mut vault = Self::start(db).await;
+        vault.policy.inquiry_pauses = vec![Duration::from_secs(3600)];
+        vault.restart().await;
+        vault
+    }
+
+    /// Starts a vault in front of a gateway of the story's own. It asks after unclear payments often.
+    pub async fn start_scripted(db: &Database) -> (Self, Scripted) {
+        let mut vault = Self::start(db).await;
+        let gateway = Scripted::start(vault.dir.path()).await;
+        vault.gateway_at(&gateway.base_url());
+        vault.policy.inquiry_pauses = vec![Duration::from_millis(100)];
+        vault.restart().await;
+        (vault, gateway)
+    }
+
+    /// Points the configuration to another gateway, from the next restart on.
+    pub fn gateway_at(&mut self, base_url: &str) {
+        for gateway in &mut self.config.gateway {
+            base_url.clone_into(&mut gateway.base_url);
+        }
+    }
+
+    /// How often the sandbox's API ending in `path` was called for an id.
+    pub fn calls(&self, path: &str, payment_request_id: &str) -> usize {
+        let named = format!("\"paymentRequestId\":\"{payment_request_id}\"");
+        let is =
+            |call: &&cardvault::sandbox::Call| call.path.ends_with(path) && call.request.contains(&named);
+        self.sandbox.recent_calls().iter().filter(is).count()
+    }
+
     async fn serve(&mut self) {
-        let app = App::start(&self.config).await.unwrap_or_else(|error| panic!("{error:#}"));
+        let policy = self.policy.clone();
+        let app = App::start_with(&self.config, policy).await.unwrap_or_else(|error| panic!("{error:#}"));
         self.address = app.api_address();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(app.serve(async {
@@ -233,8 +272,12 @@ impl Caller {
                 builder.with_client_auth_cert(chain, key).expect("an identity")
             }
         };
-        let http =
-            reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().expect("a client");
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .expect("a client");
         Self { http, base: format!("https://{}", vault.address) }
     }
 
@@ -283,6 +326,11 @@ impl Caller {
             .unwrap_or_else(|error| panic!("DELETE {path}: {error:?}"))
     }
 
+    /// Calls any address as a buyer's browser would, following nothing.
+    pub async fn visit(&self, url: &str) {
+        self.http.get(url).send().await.unwrap_or_else(|error| panic!("{url}: {error:?}"));
+    }
+
     /// Tokenises a card and gives its reference.
     pub async fn card(&self, pan: &str) -> String {
         let body = format!(
@@ -313,6 +361,32 @@ pub fn by_reference(id: &str, value: &str, card_id: &str) -> String {
     request["order"].as_object_mut().expect("an object").remove("buyer");
     request.to_string()
 }
+
+/// The sample with another card number, CVV, id and amount.
+pub fn typed(id: &str, value: &str, pan: &str, cvv: &str) -> String {
+    sample_with(id, value).replace(SAMPLE_PAN, pan).replace("\"850\"", &format!("\"{cvv}\""))
+}
+
+/// A text with one member's value changed; the member must be there.
+pub fn with(text: &str, pointer: &str, value: Value) -> String {
+    let mut request: Value = serde_json::from_str(text).expect("JSON");
+    let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+    let parent = request.pointer_mut(parent).expect("a parent");
+    parent.as_object_mut().expect("an object").insert(name.to_owned(), value);
+    request.to_string()
+}
+
+/// A text without one member, which must be there.
+pub fn without(text: &str, pointer: &str) -> String {
+    let mut request: Value = serde_json::from_str(text).expect("JSON");
+    let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+    let parent = request.pointer_mut(parent).expect("a parent");
+    parent.as_object_mut().expect("an object").remove(name).expect("the member");
+    request.to_string()
+}
+
+/// The card's map of a pay request.
+pub const METADATA: &str = "/paymentMethod/paymentMethodMetaData";
 
 /// A fresh Luhn-valid number in Visa's range that only this test knows.
 pub fn fresh_pan() -> String {
