@@ -86,12 +86,20 @@ fn value(out: &mut String, raw: &str, name: &str, in_amount: bool, own: Own<'_>)
         }
         out.push(']');
     } else if let Some(text) = json::string(raw) {
+        // Some members carry JSON as text: names count there too.
+        let text = embedded(&text, own).map_or(text, Into::into);
         push_string(out, &clean_text(&text, name, in_amount, own));
     } else if raw.bytes().any(|b| b.is_ascii_digit()) && clean_text(raw, name, in_amount, own) != raw {
         push_string(out, REMOVED);
     } else {
         out.push_str(raw);
     }
+}
+
+/// The cleaned form of a text that is itself a JSON object or array. Each level doubles the escapes of
+/// the one inside it, so the depth is bounded by the text's length.
+fn embedded(text: &str, own: Own<'_>) -> Option<String> {
+    text.trim_start().starts_with(['{', '[']).then(|| scrub(text, own)).flatten()
 }
 
 fn object(members: &Object<'_>, own: Own<'_>) -> String {
@@ -224,6 +232,21 @@ mod tests {
                 let text = cleaned(&format!("{{\"a\":[{{\"{name}\":{value}}}]}}"));
                 assert_eq!(text, format!("{{\"a\":[{{\"{name}\":\"[removed]\"}}]}}"));
             }
+        }
+    }
+
+    #[test]
+    fn names_count_in_json_that_is_carried_as_text() {
+        let inner = r#" {"cvv":"123","a":[{"cardNo":"4117347806156383","b":"[{\"cavv\":1}]"}]}"#;
+        let mut text = String::new();
+        push_string(&mut text, inner);
+        let once = cleaned(&format!("[{text}]"));
+        let items: Vec<String> = serde_json::from_str(&once).expect("a list of texts");
+        let expected =
+            r#"{"cvv":"[removed]","a":[{"cardNo":"************6383","b":"[{\"cavv\":\"[removed]\"}]"}]}"#;
+        assert_eq!(items, [expected]);
+        for text in [r#"["{not JSON"]"#, r#"["[removed]"]"#, r#"["{\"a\":1}"]"#] {
+            assert_eq!(cleaned(text), text);
         }
     }
 
