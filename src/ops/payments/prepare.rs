@@ -67,8 +67,16 @@ pub(super) struct Prepared {
     meaning_key: String,
     retyped: bool,
     outgoing: Sealed,
-    slot: Option<Taken<EphemeralSealed>>,
-    slot_until: Option<Millis>,
+    slot: Option<HeldCvv>,
+}
+
+/// A CVV that was taken from its slot for this payment.
+struct HeldCvv {
+    taken: Taken<EphemeralSealed>,
+    until: Millis,
+    /// Whether it is sent. A payment that says `OMIT`, or brings a CVV, ends the one that waits unused:
+    /// it was the next payment.
+    used: bool,
 }
 
 /// Whether the intent was recorded.
@@ -84,7 +92,7 @@ struct Chosen {
     card: CardId,
     details: Details,
     retyped: bool,
-    slot: Option<(Taken<EphemeralSealed>, Millis)>,
+    slot: Option<HeldCvv>,
     number: Number,
 }
 
@@ -146,30 +154,29 @@ impl Vault {
         })
     }
 
-    /// Takes the CVV that is held for this payment, if one is and the caller brought none.
+    /// Takes the CVV that is held for this payment, if one is.
     fn take_held_cvv(
         &self,
         merchant: &Merchant,
         row: &CardRow,
         request: &mut PayRequest,
-    ) -> Result<Option<(Taken<EphemeralSealed>, Millis)>, OpError> {
+    ) -> Result<Option<HeldCvv>, OpError> {
         let Some(slot) = row.cvv.as_ref().filter(|slot| {
             slot.until > self.now() && slots::is_for(slot.for_request.as_deref(), &request.payment_request_id)
         }) else {
             return Ok(None);
         };
+        let here = slot.holder == self.instance.as_str();
+        let taken = if here { self.slots.take(merchant, &row.card_id, slot.until) } else { None };
         if request.omit_cvv || request.sensitive.cvv.is_some() {
-            return Ok(None);
+            return Ok(taken.map(|taken| HeldCvv { taken, until: slot.until, used: false }));
         }
-        if slot.holder != self.instance.as_str() {
-            return Err(OpError::CvvNotAvailable);
-        }
-        let taken = self.slots.take(merchant, &row.card_id, slot.until).ok_or(OpError::CvvNotAvailable)?;
+        let taken = taken.ok_or(OpError::CvvNotAvailable)?;
         request.sensitive.cvv = self.open_taken(&row.card_id, &taken);
         if request.sensitive.cvv.is_none() {
             return Err(OpError::CvvNotAvailable);
         }
-        Ok(Some((taken, slot.until)))
+        Ok(Some(HeldCvv { taken, until: slot.until, used: true }))
     }
 
     async fn build(
@@ -188,7 +195,6 @@ impl Vault {
             Ok(attempt) => self.seal_attempt(attempt, canonical, card.as_ref()),
             Err(error) => Err(error),
         };
-        let (slot, slot_until) = slot.unzip();
         match sealed {
             Ok((attempt, meaning, meaning_key, outgoing)) => Ok(Prepared {
                 attempt,
@@ -198,11 +204,10 @@ impl Vault {
                 retyped,
                 outgoing,
                 slot,
-                slot_until,
             }),
             Err(error) => {
                 // Nothing was recorded, so the CVV goes on waiting.
-                slot.into_iter().for_each(|taken| self.slots.put_back(taken));
+                slot.into_iter().for_each(|held| self.slots.put_back(held.taken));
                 Err(error)
             }
         }
@@ -267,14 +272,13 @@ impl Vault {
     pub(super) async fn record(
         &self,
         allowed: &Allowed<Pay>,
-        mut prepared: Prepared,
+        prepared: Prepared,
     ) -> Result<Recorded, OpError> {
-        let slot = prepared.slot.take();
         let recorded = self.insert_intent(allowed, &prepared).await;
         // A payment that was not made leaves the CVV waiting; one whose card was erased ends it.
         let goes_on = !matches!(recorded, Ok(Inserted::Yes | Inserted::CardGone | Inserted::SlotGone));
-        if let (true, Some(taken)) = (goes_on, slot) {
-            self.slots.put_back(taken);
+        if let (true, Some(held)) = (goes_on, prepared.slot) {
+            self.slots.put_back(held.taken);
         }
         match recorded? {
             Inserted::Yes => Ok(Recorded::Ready(Box::new(prepared.attempt))),
@@ -308,8 +312,9 @@ impl Vault {
             let row = rows::find_payment(&self.db, &attempt.account, &attempt.id).await?;
             return Ok(if row.is_some() { Inserted::InUse } else { Inserted::CardGone });
         }
-        if let (Some(card), Some(until)) = (&attempt.card, prepared.slot_until)
-            && !card_rows::take_cvv(&mut tx, allowed.merchant(), card, &self.instance, until).await?
+        if let (Some(card), Some(held)) = (&attempt.card, &prepared.slot)
+            && !card_rows::take_cvv(&mut tx, allowed.merchant(), card, &self.instance, held.until).await?
+            && held.used
         {
             tx.rollback().await?;
             return Ok(Inserted::SlotGone);
