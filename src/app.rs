@@ -26,6 +26,7 @@ use crate::gateway::antom::verify::Verifier;
 use crate::http::router::{Api, router};
 use crate::http::serve::{Limits, Listener};
 use crate::http::tls::{ServerTls, server_config};
+use crate::jobs::Jobs;
 use crate::ops::keys::DataKeys;
 use crate::ops::{Policy, Vault};
 use crate::ops_plane::OpsPlane;
@@ -114,7 +115,15 @@ impl App {
         let Self { vault, router, tls, api, ops } = self;
         let sweeper = tokio::spawn(sweep(vault.clone()));
         let health = ops.map(|ops| tokio::spawn(ops.serve(vault.clone())));
+        let jobs = Jobs::start(&vault);
+        let told = vault.clone();
+        let shutdown = async move {
+            shutdown.await;
+            // A request that waits for events is in flight, and is to finish now.
+            told.bell.stop();
+        };
         api.serve(tls, router, Limits::default(), shutdown).await;
+        jobs.stop().await;
         sweeper.abort();
         if let Some(health) = health {
             health.abort();

@@ -10,6 +10,7 @@ pub mod config;
 pub mod crypto;
 pub mod gateway;
 pub mod http;
+pub mod jobs;
 pub mod model;
 pub mod ops;
 pub mod ops_plane;

@@ -101,6 +101,11 @@ random_id!(
     "kek_"
 );
 random_id!(
+    /// Something that changed: `evt_` and 32 characters of Crockford base32.
+    EventId,
+    "evt_"
+);
+random_id!(
     /// One running process, from its start to its end: `boot_` and 32 characters.
     InstanceId,
     "boot_"

@@ -18,3 +18,7 @@ pub const ATTEMPT_DEADLINE: Duration = Duration::from_secs(60);
 pub const PAGE: i64 = 100;
 /// Most CVVs held at once; one more is refused, so that memory has a ceiling.
 pub const CVV_SLOTS: usize = 100_000;
+/// Longest wait for an event in one request.
+pub const EVENT_WAIT: Duration = Duration::from_secs(30);
+/// Most requests that wait for events at once; one more is answered without waiting.
+pub const EVENT_WAITERS: usize = 256;

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -45,6 +45,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/cards/{card_id}/cvv", put(routes::put_cvv::handle))
         .route("/v1/payments", post(routes::create_payment::handle).get(routes::list_payments::handle))
         .route("/v1/payments/{payment_request_id}", get(routes::read_payment::handle))
+        .route("/v1/events", get(routes::list_events::handle))
         .route("/v1/whoami", get(routes::whoami::handle))
         .route("/openapi.json", get(routes::openapi::handle))
         .fallback(|| async { Problem::from(problem::NOT_FOUND) })
@@ -156,6 +157,12 @@ impl Call {
     /// Decides whether the caller may do `A`.
     pub fn allow<A: Action>(&self) -> Result<Allowed<A>, Problem> {
         self.caller.allow::<A>().map_err(|_| problem::MISSING_SCOPE.into())
+    }
+
+    /// How long the caller's certificate is still good: no answer may wait past its end.
+    pub fn certificate_left(&self) -> Duration {
+        let left = self.peer.not_after.0.saturating_sub(self.vault.clock.now().0);
+        Duration::from_millis(u64::try_from(left).unwrap_or_default())
     }
 
     /// The query, without a leading `?`.

@@ -161,6 +161,8 @@ actions! {
     Pay => PaymentsCreate,
     /// Read payments.
     ReadPayments => PaymentsRead,
+    /// Read the event feed.
+    ReadEvents => EventsRead,
 }
 
 /// Evidence of a decision: only [`Caller::allow`] makes one, and an operation demands it, so that no

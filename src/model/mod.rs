@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod card;
+pub mod event;
 pub mod pay_request;
 pub mod payment;
 pub mod payment_view;

@@ -46,6 +46,16 @@ const REDIRECTS: &[&str] =
 impl PaymentView {
     /// The payment as the API shows it.
     pub fn json(&self) -> String {
+        self.text(true)
+    }
+
+    /// The payment as an event carries it: without the gateway's own words, and without the redirect, by
+    /// which whoever reads it could act in the buyer's place. Who needs them reads the payment.
+    pub fn event_json(&self) -> String {
+        self.text(false)
+    }
+
+    fn text(&self, whole: bool) -> String {
         let kept = self.answer.as_deref().and_then(Object::parse);
         let raw = kept.as_ref().and_then(|kept| kept.get("answer"));
         let from_inquiry = kept
@@ -65,13 +75,18 @@ impl PaymentView {
             .raw("agreementId", "null")
             .string_or_null("paymentId", self.payment_id.as_deref())
             .raw("paymentAmount", &self.amount_json())
-            .raw("result", &or_null(result.as_deref()))
-            .raw("redirect", &or_null(self.redirect(answer).as_deref()))
-            .raw("paymentResultInfo", &or_null(answer.and_then(|answer| answer.get("paymentResultInfo"))))
-            .raw("captures", "[]")
-            .raw("refunds", "[]")
-            .raw("gatewayResponse", &or_null(raw))
-            .string_or_null("settledBy", self.settled_by.as_deref())
+            .raw("result", &or_null(result.as_deref()));
+        if whole {
+            out.raw("redirect", &or_null(self.redirect(answer).as_deref())).raw(
+                "paymentResultInfo",
+                &or_null(answer.and_then(|answer| answer.get("paymentResultInfo"))),
+            );
+        }
+        out.raw("captures", "[]").raw("refunds", "[]");
+        if whole {
+            out.raw("gatewayResponse", &or_null(raw));
+        }
+        out.string_or_null("settledBy", self.settled_by.as_deref())
             .string("createdAt", &self.created_at.rfc3339())
             .string("updatedAt", &self.updated_at.rfc3339());
         out.finish()
@@ -158,6 +173,28 @@ mod tests {
         assert_eq!(view(Status::Processing, kept())["redirect"]["normalUrl"], "https://x");
         assert!(view(Status::Failed, kept())["redirect"].is_null());
         assert_eq!(view(Status::Failed, kept())["result"]["resultStatus"], "U");
+    }
+
+    #[test]
+    fn an_event_carries_neither_the_gateways_words_nor_the_way_to_the_buyers_page() {
+        let answer = r#"{"result":{"resultCode":"PAYMENT_IN_PROCESS","resultStatus":"U"},"normalUrl":"https://x","paymentResultInfo":{"a":1}}"#;
+        let view = PaymentView {
+            payment_request_id: "PAY_1".into(),
+            status: Status::Processing,
+            card_id: None,
+            payment_id: None,
+            currency: "EUR".into(),
+            amount: "100".into(),
+            settled_by: None,
+            answer: Some(KeptAnswer::json(Source::Pay, answer)),
+            created_at: Millis(0),
+            updated_at: Millis(0),
+        };
+        let shown: serde_json::Value = serde_json::from_str(&view.event_json()).expect("JSON");
+        assert_eq!(shown["result"]["resultStatus"], "U");
+        for name in ["redirect", "paymentResultInfo", "gatewayResponse"] {
+            assert!(shown.get(name).is_none(), "{name}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod cards;
 pub mod error;
+pub mod events;
 pub mod keys;
 pub mod payments;
 mod running;
@@ -28,6 +29,7 @@ use crate::slots::Slots;
 use crate::store::backend::Db;
 
 use error::OpError;
+use events::EventBell;
 use keys::DataKeys;
 use running::Running;
 
@@ -75,6 +77,8 @@ pub struct Vault {
     pub policy: Policy,
     /// Payments that are on their way, whether or not their callers still wait.
     running: Running,
+    /// Rings when there are events.
+    pub bell: EventBell,
 }
 
 impl Vault {
@@ -96,6 +100,7 @@ impl Vault {
             instance: InstanceId::make()?,
             policy,
             running: Running::default(),
+            bell: EventBell::default(),
         })
     }
 

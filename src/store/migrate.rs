@@ -8,12 +8,20 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use super::backend::{Db, StoreError};
 
 /// Number, name, and the text for SQLite and for PostgreSQL.
-const MIGRATIONS: &[(i64, &str, &str, &str)] = &[(
-    1,
-    "cards payments keys",
-    include_str!("../../migrations/sqlite/0001_cards_payments_keys.sql"),
-    include_str!("../../migrations/postgres/0001_cards_payments_keys.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
+    (
+        1,
+        "cards payments keys",
+        include_str!("../../migrations/sqlite/0001_cards_payments_keys.sql"),
+        include_str!("../../migrations/postgres/0001_cards_payments_keys.sql"),
+    ),
+    (
+        3,
+        "events",
+        include_str!("../../migrations/sqlite/0003_events.sql"),
+        include_str!("../../migrations/postgres/0003_events.sql"),
+    ),
+];
 
 /// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.
 pub async fn run(db: &Db) -> Result<(), StoreError> {

@@ -3,6 +3,8 @@
 
 pub mod backend;
 pub mod cards;
+pub mod events;
 pub mod keys;
+pub mod leases;
 pub mod migrate;
 pub mod payments;

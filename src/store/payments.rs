@@ -200,9 +200,10 @@ pub struct Change<'a> {
 }
 
 /// Applies a change to a payment that still has the status it was decided upon; `false` where it has
-/// another by now. What a change does not know stays; the sealed request goes at a final status.
+/// another by now. What a change does not know stays; the sealed request goes at a final status. The
+/// caller writes the event of a new status in the same transaction.
 pub async fn change_payment(
-    db: &Db,
+    tx: &mut Tx,
     account: &GatewayAccount,
     id: &PaymentRequestId,
     change: &Change<'_>,
@@ -226,7 +227,7 @@ pub async fn change_payment(
         Arg::Int(i64::from(change.to.is_final())),
         Arg::Int(change.now.0),
     ];
-    Ok(db.execute(SQL, &args).await? == 1)
+    Ok(tx.execute(SQL, &args).await? == 1)
 }
 
 /// Notes that the request is about to be sent once more.

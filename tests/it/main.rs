@@ -4,6 +4,7 @@
 #[macro_use]
 mod support;
 mod cvv;
+mod events;
 mod main_job;
 mod no_double_charge;
 mod payments;

@@ -4,6 +4,7 @@ pub mod create_card;
 pub mod create_payment;
 pub mod erase_card;
 pub mod list_cards;
+pub mod list_events;
 pub mod list_payments;
 pub mod openapi;
 pub mod patch_card;

@@ -151,9 +151,9 @@ impl Vault {
             result_status: None,
             settled_by: Some("not_sent"),
             answer: None,
-            now: self.now(),
+            now: self.next_moment(row),
         };
-        rows::change_payment(&self.db, &row.account, &row.payment_request_id, &change).await?;
+        self.change(row, &change, None).await?;
         rows::find_payment(&self.db, &row.account, &row.payment_request_id)
             .await?
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))

@@ -153,7 +153,12 @@ impl Vault {
             Some(sealed) => Some(self.open_answer(row, sealed).await?),
             None => None,
         };
-        Ok(PaymentView {
+        Ok(Self::shown(row, answer))
+    }
+
+    /// A row with its opened answer.
+    fn shown(row: &PaymentRow, answer: Option<String>) -> PaymentView {
+        PaymentView {
             payment_request_id: row.payment_request_id.to_string(),
             status: row.status,
             card_id: row.card_id.as_ref().map(ToString::to_string),
@@ -164,7 +169,7 @@ impl Vault {
             answer,
             created_at: row.created_at,
             updated_at: row.updated_at,
-        })
+        }
     }
 
     async fn open_answer(&self, row: &PaymentRow, sealed: &Sealed) -> Result<String, OpError> {

@@ -1,5 +1,8 @@
 //! What a verified answer changes.
 
+use std::time::Duration;
+
+use crate::base::clock::Millis;
 use crate::base::json::{self, Object};
 use crate::base::money::Amount;
 use crate::base::secret::SecretBuf;
@@ -13,12 +16,13 @@ use crate::gateway::antom::verify::Verified;
 use crate::gateway::{Call, Exchange};
 use crate::model::card::Details;
 use crate::model::payment::{Source, Status, Verdict, next};
-use crate::model::payment_view::KeptAnswer;
+use crate::model::payment_view::{KeptAnswer, PaymentView};
 use crate::store::payments as rows;
 use crate::store::payments::{Change, PaymentRow};
 
 use super::super::Vault;
 use super::super::error::OpError;
+use super::super::events::PaymentEvent;
 use super::record_name;
 
 /// How often a lost race is run again.
@@ -52,8 +56,8 @@ impl Vault {
         let dek = self.keys.active(Purpose::Card)?;
         let record = record_name(&row.account, &row.payment_request_id);
         let place = Place { merchant: &row.merchant, record: &record, field: Field::GatewayAnswer };
-        let kept = SecretBuf::from_vec(KeptAnswer::json(source, scrubbed).into_bytes());
-        let sealed = envelope::seal(&dek, &place, &kept)?;
+        let answer = KeptAnswer::json(source, scrubbed);
+        let sealed = envelope::seal(&dek, &place, &SecretBuf::from_vec(answer.clone().into_bytes()))?;
         for _ in 0..TURNS {
             let now = self.find_again(row).await?;
             let to = match next(now.status, verdict, source) {
@@ -75,14 +79,61 @@ impl Vault {
                 result_status: facts.result_status.as_deref(),
                 settled_by: (to != now.status && to.is_final()).then(|| source.name()),
                 answer: Some(&sealed),
-                now: self.now(),
+                now: self.next_moment(&now),
             };
-            if rows::change_payment(&self.db, &row.account, &row.payment_request_id, &change).await? {
+            if self.change(&now, &change, Some(&answer)).await? {
                 self.after_change(&now, to, source).await;
                 return self.find_again(row).await;
             }
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
+    }
+
+    /// Applies a change to a payment as it was read, with the event of a new status in the same
+    /// transaction; `false` where the payment has another status by now. `answer` is what the change
+    /// seals.
+    pub(super) async fn change(
+        &self,
+        before: &PaymentRow,
+        change: &Change<'_>,
+        answer: Option<&str>,
+    ) -> Result<bool, OpError> {
+        let event = match change.to == change.from {
+            true => None,
+            false => PaymentEvent::of(Self::view_after(before, change, answer))?,
+        };
+        let mut tx = self.db.begin_write().await?;
+        if !rows::change_payment(&mut tx, &before.account, &before.payment_request_id, change).await? {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        if let Some(event) = &event {
+            event.insert(&mut tx, before).await?;
+        }
+        tx.commit().await?;
+        if event.is_some() {
+            self.bell.ring_written();
+        }
+        Ok(true)
+    }
+
+    /// The time of a payment's next change: now, and later than its last one, so that its events are
+    /// numbered in their order even where clocks differ or a millisecond sees two.
+    pub(super) fn next_moment(&self, before: &PaymentRow) -> Millis {
+        self.now().max(before.updated_at.plus(Duration::from_millis(1)))
+    }
+
+    /// A payment as a change will leave it. An older answer is not opened for it: nothing that is only
+    /// shown may stand in the way of a settlement.
+    fn view_after(before: &PaymentRow, change: &Change<'_>, answer: Option<&str>) -> PaymentView {
+        let before = Self::shown(before, answer.map(str::to_owned));
+        PaymentView {
+            status: change.to,
+            payment_id: change.payment_id.map(str::to_owned).or(before.payment_id),
+            settled_by: change.settled_by.map(str::to_owned).or(before.settled_by),
+            updated_at: change.now,
+            ..before
+        }
     }
 
     async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {

@@ -1,0 +1,137 @@
+//! The event feed: what changed for a merchant, in order, at least once. A caller goes on from the last
+//! cursor that it has dealt with; nothing is acknowledged and nothing is pushed.
+
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+
+use crate::base::entropy::NoEntropy;
+use crate::base::ids::EventId;
+use crate::base::limits::{EVENT_WAIT, EVENT_WAITERS, PAGE};
+use crate::model::access::{Allowed, ReadEvents};
+use crate::model::event::{Cursor, Event, EventKind};
+use crate::model::payment_view::PaymentView;
+use crate::store::backend::{StoreError, Tx};
+use crate::store::events as rows;
+use crate::store::events::NewEvent;
+use crate::store::payments::PaymentRow;
+
+use super::Vault;
+use super::error::OpError;
+
+/// How often a waiting request looks for events that another process has numbered.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What this process knows at once of events, so that nobody need wait for a timer: that some were
+/// committed, that some were numbered, and that the process is told to stop. A lost ring costs a timer's
+/// time and nothing else.
+pub struct EventBell {
+    written: Notify,
+    numbered: Notify,
+    stopped: watch::Sender<bool>,
+    waiters: Semaphore,
+}
+
+impl Default for EventBell {
+    fn default() -> Self {
+        Self {
+            written: Notify::new(),
+            numbered: Notify::new(),
+            stopped: watch::Sender::new(false),
+            waiters: Semaphore::new(EVENT_WAITERS),
+        }
+    }
+}
+
+impl EventBell {
+    /// A transaction with events was committed here.
+    pub fn ring_written(&self) {
+        self.written.notify_one();
+    }
+
+    /// Waits for [`Self::ring_written`]; a ring that nobody waited for is not lost.
+    pub async fn written(&self) {
+        self.written.notified().await;
+    }
+
+    /// Events were numbered here.
+    pub fn ring_numbered(&self) {
+        self.numbered.notify_waiters();
+    }
+
+    /// Ends every wait, those to come included: requests in flight are to finish.
+    pub fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+}
+
+impl Vault {
+    /// The events that follow a place in the caller's feed. Where there is none, waits until there is, or
+    /// until `wait` is over, or the process is told to stop.
+    pub async fn events(
+        &self,
+        allowed: &Allowed<ReadEvents>,
+        after: Cursor,
+        limit: i64,
+        wait: Duration,
+    ) -> Result<Vec<Event>, OpError> {
+        let (merchant, limit) = (allowed.merchant(), limit.clamp(1, PAGE));
+        let end = Instant::now() + wait.min(EVENT_WAIT);
+        let mut place = None;
+        let mut stopped = self.bell.stopped.subscribe();
+        loop {
+            // Listens before it looks: what is numbered in between rings.
+            let mut numbered = std::pin::pin!(self.bell.numbered.notified());
+            numbered.as_mut().enable();
+            let events = rows::list_events(&self.db, merchant, after, limit).await?;
+            let now = Instant::now();
+            if !events.is_empty() || now >= end || *stopped.borrow() {
+                return Ok(events);
+            }
+            if place.is_none() {
+                place = self.bell.waiters.try_acquire().ok();
+            }
+            if place.is_none() {
+                return Ok(events);
+            }
+            let news = async {
+                tokio::select! {
+                    () = numbered => {}
+                    _ = stopped.wait_for(|stopped| *stopped) => {}
+                }
+            };
+            // Both ends of the wait lead to the same look.
+            let _ = timeout_at(end.min(now + LOOK), news).await;
+        }
+    }
+}
+
+/// A payment's new status, ready to be written in the transaction that sets it.
+pub(super) struct PaymentEvent {
+    event_id: EventId,
+    kind: EventKind,
+    view: PaymentView,
+}
+
+impl PaymentEvent {
+    /// The event of a payment as it will be; none where its status is no news.
+    pub(super) fn of(view: PaymentView) -> Result<Option<Self>, NoEntropy> {
+        let Some(kind) = EventKind::of_payment(view.status) else { return Ok(None) };
+        Ok(Some(Self { event_id: EventId::make()?, kind, view }))
+    }
+
+    /// Writes it.
+    pub(super) async fn insert(&self, tx: &mut Tx, row: &PaymentRow) -> Result<(), StoreError> {
+        let event = NewEvent {
+            event_id: &self.event_id,
+            merchant: &row.merchant,
+            kind: self.kind,
+            object_type: "payment",
+            object_id: row.payment_request_id.as_str(),
+            body: &self.view.event_json(),
+            created_at: self.view.updated_at,
+        };
+        rows::insert_event(tx, &event).await
+    }
+}

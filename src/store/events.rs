@@ -1,0 +1,126 @@
+//! The event feed. Commits overtake one another, so a row is inserted without a position, in the
+//! transaction of its effect; [`sequence_batch`] numbers rows that are committed, and readers see
+//! numbered rows only. A reader that goes on from its cursor therefore misses nothing, whichever
+//! transaction committed first.
+
+use super::backend::{Arg, Db, Row, StoreError, Tx};
+use crate::base::clock::Millis;
+use crate::base::ids::{EventId, Merchant};
+use crate::base::json::Object;
+use crate::model::event::{Cursor, Event, EventKind};
+
+/// An event to insert.
+pub struct NewEvent<'a> {
+    /// Its fresh id.
+    pub event_id: &'a EventId,
+    /// Whose feed it is for.
+    pub merchant: &'a Merchant,
+    /// What happened.
+    pub kind: EventKind,
+    /// What kind of object it happened to.
+    pub object_type: &'a str,
+    /// Which one.
+    pub object_id: &'a str,
+    /// The object, as JSON, without card data.
+    pub body: &'a str,
+    /// When. Events that wait together are numbered by this, so it must rise from one change of an
+    /// object to the next, also where two machines' clocks differ.
+    pub created_at: Millis,
+}
+
+/// Writes an event in the transaction of its effect: both are durable, or neither is.
+pub async fn insert_event(tx: &mut Tx, event: &NewEvent<'_>) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO events \
+         (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
+         VALUES ($1, $2, NULL, $3, $4, $5, $6, $7)";
+    let args = [
+        Arg::Text(event.event_id.as_str()),
+        Arg::Text(event.merchant.as_str()),
+        Arg::Text(event.kind.name()),
+        Arg::Text(event.object_type),
+        Arg::Text(event.object_id),
+        Arg::Text(event.body),
+        Arg::Int(event.created_at.0),
+    ];
+    tx.execute(SQL, &args).await.map(|_| ())
+}
+
+/// The merchants that have committed events without a position. One look into the index for each of
+/// them, however many events wait.
+pub async fn list_waiting(db: &Db) -> Result<Vec<Merchant>, StoreError> {
+    const SQL: &str = "WITH RECURSIVE waiting (merchant) AS ( \
+             SELECT MIN(merchant) FROM events WHERE position IS NULL \
+             UNION ALL \
+             SELECT (SELECT MIN(events.merchant) FROM events \
+                 WHERE events.position IS NULL AND events.merchant > waiting.merchant) \
+             FROM waiting WHERE waiting.merchant IS NOT NULL) \
+         SELECT merchant FROM waiting WHERE merchant IS NOT NULL ORDER BY merchant";
+    let rows = db.list(SQL, &[]).await?;
+    rows.iter().map(|row| Merchant::parse(&row.text("merchant")?).ok_or(StoreError::Damaged)).collect()
+}
+
+/// Numbers at most `limit` committed events of each of `merchants`, oldest first, and tells how many.
+/// The merchants must be in the order of [`list_waiting`], so that two sequencers cannot wait for one
+/// another in a circle.
+///
+/// It is safe to run twice at once: the head's row is changed first, and the second sequencer waits
+/// there until the first one's positions are committed, which the following statements then see. The
+/// lease only spares the waiting. The unique index is the last line.
+pub async fn sequence_batch(db: &Db, merchants: &[Merchant], limit: i64) -> Result<u64, StoreError> {
+    const LOCK: &str = "INSERT INTO event_heads (merchant, position) VALUES ($1, 0) \
+         ON CONFLICT (merchant) DO UPDATE SET position = event_heads.position";
+    const NUMBER: &str = "UPDATE events SET position = numbered.position FROM ( \
+             SELECT waiting.event_id, event_heads.position \
+                 + ROW_NUMBER() OVER (ORDER BY waiting.created_at, waiting.event_id) AS position \
+             FROM (SELECT event_id, created_at FROM events WHERE merchant = $1 AND position IS NULL \
+                 ORDER BY created_at, event_id LIMIT $2) AS waiting, event_heads \
+             WHERE event_heads.merchant = $1) AS numbered \
+         WHERE events.event_id = numbered.event_id AND events.position IS NULL";
+    const ADVANCE: &str = "UPDATE event_heads SET position = position + $2 WHERE merchant = $1";
+    if merchants.is_empty() {
+        return Ok(0);
+    }
+    let mut numbered = 0;
+    let mut tx = db.begin_write().await?;
+    for merchant in merchants {
+        let merchant = Arg::Text(merchant.as_str());
+        tx.execute(LOCK, &[merchant]).await?;
+        let count = tx.execute(NUMBER, &[merchant, Arg::Int(limit)]).await?;
+        let step = i64::try_from(count).map_err(|_| StoreError::Damaged)?;
+        tx.execute(ADVANCE, &[merchant, Arg::Int(step)]).await?;
+        numbered += count;
+    }
+    tx.commit().await?;
+    Ok(numbered)
+}
+
+fn event(row: &Row) -> Result<Event, StoreError> {
+    let body = row.text("body")?;
+    // It goes out as it stands, inside another text.
+    if Object::parse(&body).is_none() {
+        return Err(StoreError::Damaged);
+    }
+    Ok(Event {
+        event_id: EventId::parse(&row.text("event_id")?).ok_or(StoreError::Damaged)?,
+        cursor: Cursor::at(row.int("position")?),
+        kind: row.text("kind")?,
+        object_type: row.text("object_type")?,
+        object_id: row.text("object_id")?,
+        body,
+        created_at: Millis(row.int("created_at")?),
+    })
+}
+
+/// The events of a merchant that follow a place in its feed, in order.
+pub async fn list_events(
+    db: &Db,
+    merchant: &Merchant,
+    after: Cursor,
+    limit: i64,
+) -> Result<Vec<Event>, StoreError> {
+    const SQL: &str = "SELECT event_id, position, kind, object_type, object_id, body, created_at \
+         FROM events WHERE merchant = $1 AND position > $2 AND position IS NOT NULL \
+         ORDER BY position LIMIT $3";
+    let args = [Arg::Text(merchant.as_str()), Arg::Int(after.position()), Arg::Int(limit)];
+    db.list(SQL, &args).await?.iter().map(event).collect()
+}
