@@ -278,7 +278,7 @@ both_engines! {
         assert_eq!(objects(&read(&store, &acme, Cursor::at(2)).await), ["3"]);
     }
 
-    /// A sequencer that works renews its lease, and one that stalled past its end does no harm.
+    /// A sequencer that works renews its lease; one that stalled past its end finds it taken.
     async fn a_lease_is_renewed_and_taken_over(db: Database) {
         let store = open(&db).await;
         let acme = merchant("acme");
@@ -286,26 +286,21 @@ both_engines! {
         let sequencer =
             || Sequencer::new(store.clone(), InstanceId::make().expect("entropy"), clock.clone());
         let (mut one, mut other) = (sequencer(), sequencer());
-        for turn in 1..=5 {
-            write_one(&store, &acme, &turn.to_string(), turn).await;
-            assert_eq!(other.run_once().await.expect("a turn"), match turn {
-                1 => Turn::Numbered(1),
-                _ => Turn::Elsewhere,
-            });
-            if turn > 1 {
-                assert_eq!(one.run_once().await.expect("a turn"), Turn::Numbered(1));
-            } else {
-                // From here on `one` has it.
-                clock.turn(LEASE_TIME);
-                write_one(&store, &acme, "1a", turn).await;
-                assert_eq!(one.run_once().await.expect("a turn"), Turn::Numbered(1));
-            }
+        for at in 1..=5 {
+            write_one(&store, &acme, &at.to_string(), at).await;
+            assert_eq!(one.run_once().await.expect("a turn"), Turn::Numbered(1));
+            write_one(&store, &acme, "late", at).await;
+            assert_eq!(other.run_once().await.expect("a turn"), Turn::Elsewhere);
+            assert_eq!(one.run_once().await.expect("a turn"), Turn::Numbered(1));
             clock.turn(LEASE_TIME * 2 / 3);
         }
         clock.turn(LEASE_TIME);
-        write_one(&store, &acme, "6", 6).await;
+        write_one(&store, &acme, "taken over", 6).await;
         assert_eq!(other.run_once().await.expect("a turn"), Turn::Numbered(1));
-        assert_eq!(objects(&read(&store, &acme, Cursor::default()).await), ["1", "1a", "2", "3", "4", "5", "6"]);
+        write_one(&store, &acme, "and kept", 7).await;
+        assert_eq!(one.run_once().await.expect("a turn"), Turn::Elsewhere);
+        assert_eq!(other.run_once().await.expect("a turn"), Turn::Numbered(1));
+        assert_eq!(read(&store, &acme, Cursor::default()).await.len(), 12);
     }
 
     /// A lease has one owner until its end.
@@ -367,6 +362,23 @@ both_engines! {
         let page = feed(&rival, "").await;
         assert_eq!((page.told(), page.next.as_str()), (vec![], "0"));
         vault.finish(&[&pan]).await;
+    }
+
+    /// Two changes of one payment are told in their order, the second one by an inquiry's word.
+    async fn a_payments_changes_are_told_in_order(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let paid = checkout.post("/v1/payments", HOSTED).await.expect(200);
+        let id = paid.text_at("/paymentRequestId");
+        checkout.visit(&format!("{}/approve", paid.text_at("/redirect/normalUrl"))).await;
+        let refreshed = checkout.get(&format!("/v1/payments/{id}?refresh=true")).await.expect(200);
+        assert_eq!(refreshed.text_at("/status"), "AUTHORIZED");
+        let first = feed(&checkout, "wait=30&limit=1").await;
+        let second = feed(&checkout, &format!("after={}&wait=30", first.next)).await;
+        assert_eq!(first.told(), [("payment.processing", id.as_str())]);
+        assert_eq!(second.told(), [("payment.authorized", id.as_str())]);
+        assert_eq!(second.events[0]["data"]["settledBy"], "inquiry");
+        vault.finish(&[]).await;
     }
 
     /// A payment that never left has failed, and that is told.
