@@ -123,12 +123,13 @@ impl App {
             told.bell.stop();
         };
         api.serve(tls, router, Limits::default(), shutdown).await;
-        jobs.stop().await;
         sweeper.abort();
         if let Some(health) = health {
             health.abort();
         }
+        // What they come to is an event, so they go before the jobs.
         vault.finish_payments().await;
+        jobs.stop().await;
         vault.forget_held();
         vault.db.close().await;
     }
