@@ -118,6 +118,7 @@ async fn start_sandbox(dir: &Path, config: &Config, listen: SocketAddr) -> anyho
         gateway_private_key_pem: read("gateway/sandbox_private.pem")?,
         gateway_key_version: 1,
         slow: DEFAULT_SLOW,
+        notify: None,
     };
     Sandbox::start(options).await.context("starting the gateway sandbox")
 }

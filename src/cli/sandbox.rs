@@ -60,6 +60,7 @@ impl Args {
             gateway_private_key_pem: read(at(&self.gateway_private_key, "gateway/sandbox_private.pem"))?,
             gateway_key_version: self.gateway_key_version,
             slow: Duration::from_millis(self.slow_ms),
+            notify: None,
         })
     }
 }

@@ -13,8 +13,18 @@ pub(super) struct Answer {
     pub shown: Option<&'static str>,
     /// How it is given.
     pub manner: Manner,
-    /// A payment that lands when the client has given up.
-    pub later: Option<Box<super::pay::Later>>,
+    /// What happens when the time of a slow answer has passed.
+    pub later: Option<Later>,
+    /// The `paymentRequestId` whose notification the answer waits for.
+    pub about: Option<String>,
+}
+
+/// What happens after the client has given up, or has been told to wait.
+pub(super) enum Later {
+    /// A payment lands.
+    Payment(Box<super::pay::Later>),
+    /// A capture or a refund ends.
+    Operation(super::operations::Later),
 }
 
 /// How an answer is given. All but the last three are signed.
@@ -24,6 +34,8 @@ pub(super) enum Manner {
     Plain,
     /// After the time of a slow card.
     Late,
+    /// After the payment's first notification.
+    AfterNotice,
     /// HTTP 302 to another host.
     Redirect,
     /// The first half only.
@@ -55,7 +67,7 @@ impl Answer {
             Manner::Redirect => Some("(HTTP 302 to another host)"),
             _ => None,
         };
-        Self { bytes, shown, manner, later: None }
+        Self { bytes, shown, manner, later: None, about: None }
     }
 
     /// No body at all.
@@ -94,6 +106,9 @@ pub(super) fn message(code: &str) -> &'static str {
         "REQUEST_TRAFFIC_EXCEED_LIMIT" => "The request traffic exceeds the limit.",
         "REPEAT_REQ_INCONSISTENT" => "Repeated requests are inconsistent.",
         "ORDER_IS_CLOSED" => "The order is closed.",
+        "CAPTURE_AMOUNT_EXCEED" => "The captures would exceed the authorised amount.",
+        "REFUND_AMOUNT_EXCEED" => "The refunds would exceed the captured amount.",
+        "CANCEL_WINDOW_EXCEED" => "The payment can no longer be cancelled.",
         "ORDER_NOT_EXIST" => "The order does not exist.",
         "ORDER_STATUS_INVALID" => "The order status is invalid for this operation.",
         "RISK_REJECT" => "The payment is rejected by risk control.",

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::answer::{Answer, Manner};
 use super::ledger::{Ledger, held};
 use super::sign::{GatewayKey, MerchantKey, Signed};
-use super::{Call, inquiry, mask, pay};
+use super::{Call, inquiry, mask, operations, pay};
 use crate::base::clock::{Clock, Millis, SystemClock};
 use crate::gateway::antom::wire;
 
@@ -86,6 +86,9 @@ impl Core {
             (wire::PAY, pay::answer),
             (wire::INQUIRY_PAYMENT, inquiry::inquire),
             (wire::CANCEL, inquiry::cancel),
+            (wire::CAPTURE, operations::capture),
+            (wire::REFUND, operations::refund),
+            (wire::INQUIRY_REFUND, operations::inquire_refund),
         ];
         let at = path.split('?').next().unwrap_or_default();
         let sandbox = self.client_id.starts_with(wire::SANDBOX_CLIENT_PREFIX);
@@ -97,15 +100,20 @@ impl Core {
     }
 
     fn remember(&self, incoming: &Incoming, answer: &Answer) {
-        let call = Call {
+        tracing::info!(path = mask::text(&incoming.path), manner = ?answer.manner, "the sandbox was called");
+        self.show(Call {
             path: mask::text(&incoming.path),
             request: mask::body(&incoming.body),
             answer: match answer.shown {
                 Some(shown) => shown.to_owned(),
                 None => mask::body(&answer.bytes),
             },
-        };
-        tracing::info!(path = call.path, manner = ?answer.manner, "the sandbox was called");
+            notification: false,
+        });
+    }
+
+    /// Remembers a call for `recent_calls`.
+    pub fn show(&self, call: Call) {
         let mut calls = held(&self.calls);
         if calls.len() == CALLS {
             calls.pop_front();

@@ -26,6 +26,10 @@ pub(super) struct PayRequest {
     pub three_ds_upgrade: bool,
     pub tokenize: bool,
     pub billing_address: bool,
+    /// The `networkTransactionId` that a merchant-initiated payment continues.
+    pub series: Option<String>,
+    pub manual_capture: bool,
+    pub notify_url: Option<String>,
 }
 
 /// What is paid with.
@@ -59,13 +63,11 @@ pub(super) fn pay(body: &Value) -> Result<PayRequest, Refusal> {
     order(object(top, "order")?)?;
     environment(object(top, "env")?)?;
     let redirect_url = url(top, "paymentRedirectUrl")?.to_owned();
-    if top.contains_key("paymentNotifyUrl") {
-        url(top, "paymentNotifyUrl")?;
-    }
+    let notify_url = notify_url(top, "paymentNotifyUrl", 2048)?;
     if top.contains_key("settlementStrategy") {
         currency(object(top, "settlementStrategy")?, "settlementStrategy.settlementCurrency")?;
     }
-    factor(object(top, "paymentFactor")?)?;
+    let manual_capture = factor(object(top, "paymentFactor")?)?;
     let method = object(top, "paymentMethod")?;
     one_of(method, "paymentMethod.paymentMethodType", &["CARD"])?;
     let none = Map::new();
@@ -83,6 +85,12 @@ pub(super) fn pay(body: &Value) -> Result<PayRequest, Refusal> {
         three_ds_upgrade: flag(data, UPGRADE)?.unwrap_or(false),
         tokenize: flag(data, "tokenize")?.unwrap_or(false),
         billing_address: data.contains_key("billingAddress"),
+        series: match data.contains_key("recurringType") {
+            true => Some(text(data, "networkTransactionId", 256)?.to_owned()),
+            false => None,
+        },
+        manual_capture,
+        notify_url,
     })
 }
 
@@ -99,6 +107,81 @@ pub(super) fn payment_named(body: &Value) -> Result<Named, Refusal> {
 pub(super) enum Named {
     PaymentId(String),
     PaymentRequestId(String),
+}
+
+/// A capture or a refund that is well formed.
+pub(super) struct OperationRequest {
+    pub request_id: String,
+    pub payment_id: String,
+    pub amount: Amount,
+    /// Whether a capture is the last one.
+    pub last: bool,
+    /// Which capture a refund is of.
+    pub capture_id: Option<String>,
+    pub notify_url: Option<String>,
+}
+
+/// Reads the body of a capture. Without a word on it, a capture is the last one (`captureType` FINAL).
+pub(super) fn capture(body: &Value) -> Result<OperationRequest, Refusal> {
+    let top = body.as_object().ok_or_else(|| illegal("the body"))?;
+    let last = flag(top, "isLastCapture")?;
+    let kind = match top.contains_key("captureType") {
+        true => {
+            one_of(top, "captureType", &["FINAL", "NON_FINAL"])?;
+            top.get("captureType").and_then(Value::as_str)
+        }
+        false => None,
+    };
+    Ok(OperationRequest {
+        request_id: text(top, "captureRequestId", 64)?.to_owned(),
+        payment_id: text(top, "paymentId", 64)?.to_owned(),
+        amount: amount(top, "captureAmount")?,
+        last: last == Some(true) || kind == Some("FINAL") || (last.is_none() && kind.is_none()),
+        capture_id: None,
+        notify_url: None,
+    })
+}
+
+/// Reads the body of a refund.
+pub(super) fn refund(body: &Value) -> Result<OperationRequest, Refusal> {
+    let top = body.as_object().ok_or_else(|| illegal("the body"))?;
+    for (name, max) in [("referenceRefundId", 64), ("refundReason", 256)] {
+        if top.contains_key(name) {
+            text(top, name, max)?;
+        }
+    }
+    flag(top, "isAsyncRefund")?;
+    Ok(OperationRequest {
+        request_id: text(top, "refundRequestId", 64)?.to_owned(),
+        payment_id: text(top, "paymentId", 64)?.to_owned(),
+        amount: amount(top, "refundAmount")?,
+        last: false,
+        capture_id: match top.contains_key("captureId") {
+            true => Some(text(top, "captureId", 64)?.to_owned()),
+            false => None,
+        },
+        notify_url: notify_url(top, "refundNotifyUrl", 1024)?,
+    })
+}
+
+/// Reads which refund an inquiry means: by `refundId` first.
+pub(super) fn refund_named(body: &Value) -> Result<RefundNamed, Refusal> {
+    let top = body.as_object().ok_or_else(|| illegal("the body"))?;
+    if top.contains_key("refundId") {
+        return Ok(RefundNamed::Id(text(top, "refundId", 64)?.to_owned()));
+    }
+    Ok(RefundNamed::RequestId(text(top, "refundRequestId", 64)?.to_owned()))
+}
+
+/// One of a refund's two names.
+pub(super) enum RefundNamed {
+    Id(String),
+    RequestId(String),
+}
+
+/// A refusal of a member that was well formed but does not fit the payment.
+pub(super) fn misfit(path: &str) -> Refusal {
+    illegal(path)
 }
 
 fn order(order: &Map<String, Value>) -> Result<(), Refusal> {
@@ -123,12 +206,30 @@ fn environment(env: &Map<String, Value>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn factor(factor: &Map<String, Value>) -> Result<(), Refusal> {
+/// Whether the merchant captures by itself.
+fn factor(factor: &Map<String, Value>) -> Result<bool, Refusal> {
     flag(factor, "paymentFactor.isAuthorization")?;
-    if factor.contains_key("captureMode") {
-        one_of(factor, "paymentFactor.captureMode", &["AUTOMATIC", "MANUAL"])?;
+    if !factor.contains_key("captureMode") {
+        return Ok(false);
     }
-    Ok(())
+    one_of(factor, "paymentFactor.captureMode", &["AUTOMATIC", "MANUAL"])?;
+    Ok(factor.get("captureMode").is_some_and(|mode| mode == "MANUAL"))
+}
+
+/// The address of notifications; one that is not https is legal, and is not used.
+fn notify_url(
+    parent: &Map<String, Value>,
+    path: &'static str,
+    max: usize,
+) -> Result<Option<String>, Refusal> {
+    if !parent.contains_key(path) {
+        return Ok(None);
+    }
+    let url = url(parent, path)?;
+    if url.len() > max {
+        return Err(illegal(path));
+    }
+    Ok(url.starts_with("https://").then(|| url.to_owned()))
 }
 
 /// Every key that a card's map may have (reference 7.3).
@@ -192,6 +293,9 @@ fn payment_method(method: &Map<String, Value>, data: &Map<String, Value>) -> Res
     if method.contains_key("paymentMethodId") {
         absent(data, &["cardNo"])?;
         absent(data, &CARD)?;
+        if flag(data, "isCardOnFile")? != Some(true) {
+            return Err(illegal("isCardOnFile"));
+        }
         return Ok(Method::Token(text(method, "paymentMethod.paymentMethodId", 2048)?.to_owned()));
     }
     if data.contains_key("cardNo") {
@@ -243,6 +347,10 @@ fn path_of(path: &'static str, member: &'static str) -> &'static str {
     match (path, member) {
         ("paymentAmount", "currency") => "paymentAmount.currency",
         ("paymentAmount", _) => "paymentAmount.value",
+        ("captureAmount", "currency") => "captureAmount.currency",
+        ("captureAmount", _) => "captureAmount.value",
+        ("refundAmount", "currency") => "refundAmount.currency",
+        ("refundAmount", _) => "refundAmount.value",
         (_, "currency") => "order.orderAmount.currency",
         _ => "order.orderAmount.value",
     }

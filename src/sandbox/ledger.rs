@@ -5,7 +5,7 @@
 //! tells whether a repeat means the same thing. (The salt stands in the same file: enough for a test
 //! emulator with test cards, not for a vault.)
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,9 +16,12 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::Error;
 use super::cards::CardFacts;
+use super::notices::{self, Notice};
+use crate::base::clock::Millis;
 use crate::base::entropy;
 use crate::gateway::antom::wire::{Amount, CallResult};
 
@@ -36,6 +39,45 @@ pub enum Status {
     Cancelled,
 }
 
+/// A capture or a refund, as the sandbox remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Operation {
+    /// `captureRequestId` or `refundRequestId`: one operation each.
+    pub request_id: String,
+    /// `captureId` or `refundId`.
+    pub id: String,
+    /// What is moved.
+    pub amount: Amount,
+    /// Where it stands; never `CANCELLED`.
+    pub status: Status,
+    /// Whether the money was moved.
+    pub charged: bool,
+    /// How it ended, or will end when nothing else happens.
+    pub verdict: CallResult,
+    /// RFC 3339, once done.
+    pub time: Option<String>,
+    /// The acquirer's number for it.
+    pub acquirer_reference: String,
+    /// Whether the merchant wants no capture after this one.
+    pub last: bool,
+    /// Where a refund is notified; a capture is where its payment is.
+    pub notify_url: Option<String>,
+    /// Whether the gateway made it by itself, as it does under AUTOMATIC capture.
+    pub automatic: bool,
+    /// Inquiries while it was in process.
+    pub inquiries: u32,
+}
+
+/// Which of the two an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Takes authorised money.
+    Capture,
+    /// Gives captured money back.
+    Refund,
+}
+
 /// One payment, as the sandbox remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -48,7 +90,7 @@ pub struct LedgerEntry {
     pub amount: Amount,
     /// Where it stands.
     pub status: Status,
-    /// Whether money was taken; stays true after a cancel, which gives it back.
+    /// Whether money was taken, or reserved for a capture; stays true after a cancel, which gives it back.
     pub charged: bool,
     /// How it ended, or will end when nothing else happens.
     pub verdict: CallResult,
@@ -88,6 +130,73 @@ pub struct LedgerEntry {
     pub redirect_url: String,
     /// Inquiries so far; counted only where they matter.
     pub inquiries: u32,
+    /// Salted digest of the card number alone: tells which payments are of one card.
+    #[serde(default)]
+    pub card_digest: Option<String>,
+    /// Mastercard's Transaction Link ID, where a trigger asks for one.
+    #[serde(default)]
+    pub transaction_link_id: Option<String>,
+    /// Whether the merchant captures, or the gateway does.
+    #[serde(default)]
+    pub manual_capture: bool,
+    /// Captures, oldest first.
+    #[serde(default)]
+    pub captures: Vec<Operation>,
+    /// Refunds, oldest first.
+    #[serde(default)]
+    pub refunds: Vec<Operation>,
+    /// Where the payment and its captures are notified; only an https address is kept.
+    #[serde(default)]
+    pub notify_url: Option<String>,
+}
+
+impl LedgerEntry {
+    /// Smallest units that were captured.
+    pub fn captured(&self) -> u64 {
+        sum(self.captures.iter().filter(|operation| operation.charged))
+    }
+
+    /// Smallest units that were refunded.
+    pub fn refunded(&self) -> u64 {
+        sum(self.refunds.iter().filter(|operation| operation.charged))
+    }
+
+    /// What the buyer has paid in the end, in smallest units: captured, less refunded; nothing after a
+    /// cancel, which gives all of it back.
+    pub fn net_charged(&self) -> u64 {
+        match self.status {
+            Status::Cancelled => 0,
+            _ => self.captured().saturating_sub(self.refunded()),
+        }
+    }
+
+    /// What operations of a kind have taken of their ceiling: all but the failed ones count.
+    pub(super) fn reserved(&self, kind: Kind) -> u64 {
+        sum(self.operations(kind).iter().filter(|operation| operation.status != Status::Fail))
+    }
+
+    pub(super) fn operations(&self, kind: Kind) -> &[Operation] {
+        match kind {
+            Kind::Capture => &self.captures,
+            Kind::Refund => &self.refunds,
+        }
+    }
+
+    pub(super) fn operations_mut(&mut self, kind: Kind) -> &mut Vec<Operation> {
+        match kind {
+            Kind::Capture => &mut self.captures,
+            Kind::Refund => &mut self.refunds,
+        }
+    }
+}
+
+/// An amount as a number. What is in the books was checked to be digits, at most 16.
+pub(super) fn units(amount: &Amount) -> u64 {
+    amount.value.parse().unwrap_or(0)
+}
+
+fn sum<'a>(operations: impl Iterator<Item = &'a Operation>) -> u64 {
+    operations.fold(0, |sum, operation| sum.saturating_add(units(&operation.amount)))
 }
 
 /// What 3DS is said to have brought. Invented, so it may be kept.
@@ -115,6 +224,17 @@ enum Line {
     /// A trigger that did nothing has struck for this `paymentRequestId`.
     Struck(String),
     Payment(Box<LedgerEntry>),
+    /// A payment and the notifications that its change calls for: one line, so that neither is on disk
+    /// without the other.
+    Notified {
+        payment: Box<LedgerEntry>,
+        notices: Vec<Notice>,
+    },
+    /// A notification was sent; due again, or done with.
+    Sent {
+        notice: u64,
+        due: Option<i64>,
+    },
 }
 
 /// The file and what is in it.
@@ -123,6 +243,8 @@ pub(super) struct Ledger {
     /// How many lines are known to be on disk; held while syncing, so that waiting callers share a sync.
     synced: Mutex<u64>,
     disk: File,
+    /// Told whenever a notification has been queued and is on disk.
+    pub queued: Notify,
 }
 
 /// The payments, for one caller at a time.
@@ -134,11 +256,17 @@ pub(super) struct Books {
     order: Vec<String>,
     payments: HashMap<String, LedgerEntry>,
     struck: HashSet<String>,
+    /// The time of a slow answer, if notifications are sent at all.
+    notify: Option<Duration>,
+    /// Notifications that are still to be sent, in the order in which they were queued.
+    notices: BTreeMap<u64, Notice>,
+    last_notice: u64,
 }
 
 impl Ledger {
-    /// Opens the file or makes it. A torn last line is cut off: its answer was never given.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens the file or makes it. A torn last line is cut off: its answer was never given. Without
+    /// `notify` no notification is ever queued; with it, it is how long a delayed one waits.
+    pub fn open(path: &Path, notify: Option<Duration>) -> Result<Self, Error> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
         lock(&file)?;
         let mut bytes = Vec::new();
@@ -147,25 +275,31 @@ impl Ledger {
         bytes.truncate(whole);
         file.set_len(whole as u64)?;
         let mut books = Books::read(file.try_clone()?, &bytes)?;
+        books.notify = notify;
         if books.salt.is_empty() {
             books.begin()?;
             sync_directory(path)?;
         }
-        Ok(Self { books: Mutex::new(books), synced: Mutex::new(0), disk: file })
+        Ok(Self { books: Mutex::new(books), synced: Mutex::new(0), disk: file, queued: Notify::new() })
     }
 
     /// Runs `change` alone on the books and returns when all that it wrote, or saw, is on disk.
     pub fn with<T>(&self, change: impl FnOnce(&mut Books) -> io::Result<T>) -> io::Result<T> {
-        let (outcome, lines) = {
+        let (outcome, lines, queued) = {
             let mut books = held(&self.books);
+            let before = books.last_notice;
             let outcome = change(&mut books)?;
-            (outcome, books.lines)
+            (outcome, books.lines, books.last_notice != before)
         };
         let mut synced = held(&self.synced);
         if *synced < lines {
             let written = held(&self.books).lines;
             self.disk.sync_data()?;
             *synced = written;
+        }
+        drop(synced);
+        if queued {
+            self.queued.notify_one();
         }
         Ok(outcome)
     }
@@ -187,6 +321,9 @@ impl Books {
             order: Vec::new(),
             payments: HashMap::new(),
             struck: HashSet::new(),
+            notify: None,
+            notices: BTreeMap::new(),
+            last_notice: 0,
         };
         for (number, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
             if line.is_empty() {
@@ -213,9 +350,35 @@ impl Books {
         self.payments.values().find(|entry| is(entry))
     }
 
-    /// Writes a payment as it now stands.
-    pub fn put(&mut self, entry: LedgerEntry) -> io::Result<()> {
-        self.append(Line::Payment(Box::new(entry)))
+    /// Writes a payment as it now stands, and queues the notifications that the change calls for.
+    pub fn put(&mut self, entry: LedgerEntry, now: Millis) -> io::Result<()> {
+        let payment = Box::new(entry);
+        let mut notices = match self.notify {
+            Some(slow) => notices::of(self.find(&payment.payment_request_id), &payment, slow, now)?,
+            None => Vec::new(),
+        };
+        if notices.is_empty() {
+            return self.append(Line::Payment(payment));
+        }
+        for (notice, number) in notices.iter_mut().zip(self.last_notice + 1..) {
+            notice.number = number;
+        }
+        self.append(Line::Notified { payment, notices })
+    }
+
+    /// The notifications that are still to be sent, in the order in which they were queued.
+    pub fn notices(&self) -> impl Iterator<Item = &Notice> {
+        self.notices.values()
+    }
+
+    /// Writes that a notification was sent once more, and when it is due again, if ever.
+    pub fn sent(&mut self, notice: u64, due: Option<Millis>) -> io::Result<()> {
+        self.append(Line::Sent { notice, due: due.map(|due| due.0) })
+    }
+
+    /// The digest by which a card is known again.
+    pub fn card_digest(&self, digits: &str) -> String {
+        self.digest(&["card", digits])
     }
 
     /// Remembers that a trigger has struck; false if it had before.
@@ -258,12 +421,28 @@ impl Books {
         match line {
             Line::Salt(salt) => self.salt = salt,
             Line::Struck(id) => drop(self.struck.insert(id)),
-            Line::Payment(entry) => {
-                let id = entry.payment_request_id.clone();
-                if self.payments.insert(id.clone(), *entry).is_none() {
-                    self.order.push(id);
+            Line::Payment(entry) => self.learn_payment(*entry),
+            Line::Notified { payment, notices } => {
+                self.learn_payment(*payment);
+                for notice in notices {
+                    self.last_notice = self.last_notice.max(notice.number);
+                    self.notices.insert(notice.number, notice);
                 }
             }
+            Line::Sent { notice, due: None } => drop(self.notices.remove(&notice)),
+            Line::Sent { notice, due: Some(due) } => {
+                if let Some(notice) = self.notices.get_mut(&notice) {
+                    notice.sent = notice.sent.saturating_add(1);
+                    notice.due = due;
+                }
+            }
+        }
+    }
+
+    fn learn_payment(&mut self, entry: LedgerEntry) {
+        let id = entry.payment_request_id.clone();
+        if self.payments.insert(id.clone(), entry).is_none() {
+            self.order.push(id);
         }
     }
 }

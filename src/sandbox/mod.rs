@@ -1,7 +1,7 @@
 //! A local emulator of the Antom gateway, for `dev` and for merchants' own tests.
 //!
-//! It checks every signature, signs every answer, charges one `paymentRequestId` once, and keeps its
-//! books on disk. Test cards decide how a payment ends; amounts make the gateway slow, silent, wrong or
+//! It checks every signature, signs every answer, charges one `paymentRequestId` once, sends signed
+//! notifications until they are acknowledged, and keeps its books on disk. Test cards decide how a payment ends; amounts make the gateway slow, silent, wrong or
 //! malicious, so that a client's recovery can be tested ([`CARDS_HELP`] lists them all). It shares no code
 //! with the gateway client but the data types: one mistake cannot hide in both. It is not for real cards.
 
@@ -9,14 +9,18 @@ mod answer;
 mod api;
 mod cards;
 mod check;
+mod deliver;
 mod inquiry;
 mod ledger;
 mod mask;
+mod notices;
+mod operations;
 mod pages;
 mod pay;
 mod payment;
 mod server;
 mod sign;
+mod spoil;
 #[cfg(test)]
 mod tests;
 mod triggers;
@@ -35,7 +39,7 @@ use self::ledger::Ledger;
 use self::sign::{GatewayKey, MerchantKey};
 
 pub use self::cards::CardFacts;
-pub use self::ledger::{LedgerEntry, Status, ThreeDs};
+pub use self::ledger::{LedgerEntry, Operation, Status, ThreeDs};
 
 /// Every card and every amount that means something, for `sandbox --help`.
 pub const CARDS_HELP: &str = include_str!("cards.txt");
@@ -45,6 +49,32 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCA
 
 /// How long a slow answer takes; silence takes four times as long, more than a client waits.
 pub const DEFAULT_SLOW: Duration = Duration::from_secs(10);
+
+/// The gaps between the sendings of a notification that nobody acknowledges: eight in all, over a day.
+pub const DEFAULT_NOTIFY_GAPS: [Duration; 7] = [
+    Duration::from_secs(2 * 60),
+    Duration::from_secs(10 * 60),
+    Duration::from_secs(10 * 60),
+    Duration::from_secs(3600),
+    Duration::from_secs(2 * 3600),
+    Duration::from_secs(6 * 3600),
+    Duration::from_secs(15 * 3600),
+];
+
+/// How notifications are sent.
+#[derive(Debug, Clone)]
+pub struct NotifyOptions {
+    /// The only roots that a receiver's certificate may lead to; without them, those of the public web.
+    pub ca_pem: Option<Vec<u8>>,
+    /// One sending, and one more after each of these.
+    pub gaps: Vec<Duration>,
+}
+
+impl Default for NotifyOptions {
+    fn default() -> Self {
+        Self { ca_pem: None, gaps: DEFAULT_NOTIFY_GAPS.to_vec() }
+    }
+}
 
 /// What a sandbox needs.
 pub struct Options {
@@ -66,6 +96,8 @@ pub struct Options {
     pub gateway_key_version: u32,
     /// How long a slow answer takes.
     pub slow: Duration,
+    /// Whether notifications are sent, to `paymentNotifyUrl` and `refundNotifyUrl`; `None` sends none.
+    pub notify: Option<NotifyOptions>,
 }
 
 /// A running sandbox. Dropping it closes its connections.
@@ -73,17 +105,21 @@ pub struct Sandbox {
     core: Arc<Core>,
     address: SocketAddr,
     accepting: JoinHandle<()>,
+    notifying: Option<JoinHandle<()>>,
 }
 
-/// One call as it may be shown: card numbers and CVVs are masked.
+/// One call as it may be shown, to the gateway or, a notification, from it: card numbers and CVVs are
+/// masked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// With its query.
+    /// With its query; a notification's is its whole address.
     pub path: String,
     /// The request's body.
     pub request: String,
     /// The answer's body, or what was done in its place.
     pub answer: String,
+    /// Whether the gateway made the call.
+    pub notification: bool,
 }
 
 /// Why a sandbox does not start.
@@ -104,6 +140,12 @@ pub enum Error {
     /// Neither PEM nor base64 of an RSA private key.
     #[error("the gateway's private key is not an RSA private key")]
     GatewayPrivateKey,
+    /// The roots for notifications are not PEM certificates.
+    #[error("the roots for notifications are not certificates")]
+    NotifyRoots,
+    /// The client that sends notifications.
+    #[error("notifications cannot be sent")]
+    NotifyClient,
     /// A line that this program did not write.
     #[error("line {0} of the ledger is not a ledger line")]
     LedgerLine(usize),
@@ -124,8 +166,10 @@ impl Sandbox {
         let tls = server::tls(&options.tls_certificate_pem, &options.tls_private_key_pem)?;
         let merchant = MerchantKey::read(&options.merchant_public_key_pem)?;
         let gateway = GatewayKey::read(&options.gateway_private_key_pem, options.gateway_key_version)?;
+        let sender = options.notify.map(deliver::Sender::new).transpose()?;
         let path = options.ledger;
-        let ledger = tokio::task::spawn_blocking(move || Ledger::open(&path))
+        let delay = sender.is_some().then_some(options.slow);
+        let ledger = tokio::task::spawn_blocking(move || Ledger::open(&path, delay))
             .await
             .map_err(std::io::Error::other)??;
         let listener = TcpListener::bind(options.listen).await?;
@@ -140,8 +184,9 @@ impl Sandbox {
             base_url: format!("https://{}", reachable(address)),
         });
         let accepting = tokio::spawn(server::accept(listener, tls, Arc::clone(&core)));
+        let notifying = sender.map(|sender| tokio::spawn(deliver::run(Arc::clone(&core), sender)));
         tracing::info!(%address, client_id = core.client_id, "the sandbox takes requests");
-        Ok(Self { core, address, accepting })
+        Ok(Self { core, address, accepting, notifying })
     }
 
     /// Where it listens.
@@ -159,22 +204,38 @@ impl Sandbox {
         self.core.ledger.entries()
     }
 
-    /// The last 64 calls, oldest first.
+    /// What a payment has cost its buyer in the end, in smallest units: captured, less refunded, nothing
+    /// if cancelled or unknown.
+    pub fn net_charged(&self, payment_request_id: &str) -> u64 {
+        let entries = self.ledger();
+        let of_id = |entry: &&LedgerEntry| entry.payment_request_id == payment_request_id;
+        entries.iter().find(of_id).map_or(0, LedgerEntry::net_charged)
+    }
+
+    /// The last 64 calls, notifications among them, oldest first.
     pub fn recent_calls(&self) -> Vec<Call> {
         ledger::held(&self.core.calls).iter().cloned().collect()
     }
 
-    /// Closes the listener and every connection.
+    /// Closes the listener and every connection, and sends no more; what was not acknowledged is sent
+    /// when a sandbox opens the ledger again.
     pub async fn stop(mut self) {
         self.accepting.abort();
         // Cancelled is what it should be.
         let _ = (&mut self.accepting).await;
+        if let Some(mut notifying) = self.notifying.take() {
+            notifying.abort();
+            let _ = (&mut notifying).await;
+        }
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
         self.accepting.abort();
+        if let Some(notifying) = &self.notifying {
+            notifying.abort();
+        }
     }
 }
 

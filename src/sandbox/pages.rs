@@ -35,7 +35,7 @@ pub(super) fn visit(core: &Core, path: &str) -> io::Result<Page> {
             Some(_) => return Ok(Page::NotFound),
         }
         let redirect = entry.redirect_url.clone();
-        books.put(entry)?;
+        books.put(entry, core.now())?;
         Ok(Page::Redirect(redirect))
     })
 }

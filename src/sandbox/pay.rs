@@ -8,16 +8,20 @@ use std::io;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use super::answer::{Answer, Manner, message, result};
+use super::answer::Answer;
 use super::api::Core;
 use super::check::{self, Method, PayRequest};
 use super::ledger::{Books, LedgerEntry, Status};
 use super::payment;
+use super::spoil::{Names, spoil};
 use super::triggers::{self, Acts, Says, Trigger};
 use crate::base::clock::Millis;
 
 /// A payment that lands after its client has given up.
 pub(super) struct Later(PayRequest);
+
+/// `networkTransactionId` is a member of the card's map.
+const NOT_OF_THIS_CARD: &str = "INVALID_PAYMENT_METHOD_META_DATA";
 
 /// What became of a request, with the books as the only witness.
 enum Decision {
@@ -27,6 +31,8 @@ enum Decision {
     Inconsistent,
     /// The id was cancelled.
     Closed,
+    /// A merchant-initiated payment that continues nothing.
+    Unfounded,
     /// The payment as it now stands, to be told in this way.
     Stands(Says, Box<LedgerEntry>),
 }
@@ -41,13 +47,18 @@ pub(super) fn answer(core: &Core, body: &Value) -> io::Result<Answer> {
     match core.ledger.with(|books| decide(books, &request, trigger, core.now()))? {
         Decision::Inconsistent => Ok(Answer::failure("REPEAT_REQ_INCONSISTENT")),
         Decision::Closed => Ok(Answer::failure("ORDER_IS_CLOSED")),
+        Decision::Unfounded => Ok(Answer::result(
+            "F",
+            NOT_OF_THIS_CARD,
+            "networkTransactionId is not of a paid payment of this card.",
+        )),
         Decision::Stands(says, entry) => {
-            Ok(spoil(says, payment::pay_answer(&entry, &core.base_url), &request))
+            Ok(told(says, payment::pay_answer(&entry, &core.base_url), Some(&entry), &request))
         }
         Decision::Struck(says) => {
-            let mut answer = spoil(says, Value::Null, &request);
+            let mut answer = told(says, Value::Null, None, &request);
             if trigger.is_some_and(|trigger| trigger.acts == Acts::Late) {
-                answer.later = Some(Box::new(Later(request)));
+                answer.later = Some(super::answer::Later::Payment(Box::new(Later(request))));
             }
             Ok(answer)
         }
@@ -60,7 +71,7 @@ pub(super) fn land(core: &Core, later: &Later) -> io::Result<()> {
         Some(_) => Ok(()),
         None => {
             let entry = payment::begin(books, &later.0, later.0.three_ds, core.now())?;
-            books.put(entry)
+            books.put(entry, core.now())
         }
     })
 }
@@ -74,6 +85,9 @@ fn decide(
     if let Some(entry) = books.find(&request.payment_request_id).cloned() {
         return repeat(books, entry, request, now);
     }
+    if !founded(books, request) {
+        return Ok(Decision::Unfounded);
+    }
     let (mut acts, mut says) =
         trigger.map_or((Acts::Pays, Says::Truth), |trigger| (trigger.acts, trigger.says));
     if matches!(acts, Acts::Nothing | Acts::Late) {
@@ -83,11 +97,26 @@ fn decide(
         (acts, says) = (Acts::Pays, Says::Truth);
     }
     let entry = act(books, request, acts, now)?;
-    books.put(entry.clone())?;
+    books.put(entry.clone(), now)?;
     match entry.status {
         Status::Cancelled => Ok(Decision::Closed),
         _ => Ok(Decision::Stands(says, Box::new(entry))),
     }
+}
+
+/// Whether a merchant-initiated payment names a paid payment of the same card (reference 8.5); any other
+/// payment needs no such ground.
+fn founded(books: &Books, request: &PayRequest) -> bool {
+    let Some(network_id) = &request.series else { return true };
+    let card = payment::card_digest(books, &request.method);
+    card.is_some()
+        && books
+            .find_where(|entry| {
+                entry.charged
+                    && entry.card_digest == card
+                    && entry.network_transaction_id.as_ref() == Some(network_id)
+            })
+            .is_some()
 }
 
 fn act(books: &Books, request: &PayRequest, acts: Acts, now: Millis) -> io::Result<LedgerEntry> {
@@ -126,61 +155,23 @@ fn repeat(
     }
     if entry.status == Status::Processing && entry.page.is_none() {
         payment::settle(&mut entry, now)?;
-        books.put(entry.clone())?;
+        books.put(entry.clone(), now)?;
     }
     Ok(Decision::Stands(Says::Truth, Box::new(entry)))
 }
 
 /// The answer that a trigger makes of the truth.
-fn spoil(says: Says, mut truth: Value, request: &PayRequest) -> Answer {
-    match says {
-        Says::Truth => Answer::json(&truth, Manner::Plain),
-        Says::TruthLate => Answer::json(&truth, Manner::Late),
-        Says::TruthWithoutNetworkId => {
-            if let Some(info) = truth.get_mut("paymentResultInfo").and_then(Value::as_object_mut) {
-                info.remove("networkTransactionId");
-            }
-            Answer::json(&truth, Manner::Plain)
-        }
-        Says::ResultOnly => Answer::json(&json!({ "result": truth["result"] }), Manner::Plain),
-        Says::Instead(code) => Answer::result(code.status, code.code, message(code.code)),
-        Says::Silence => Answer::nothing(Manner::Silence),
-        Says::Closed => Answer::nothing(Manner::Closed),
-        Says::ServerError => Answer::nothing(Manner::ServerError),
-        Says::Redirect => Answer::nothing(Manner::Redirect),
-        Says::Unsigned => Answer::json(&truth, Manner::Unsigned),
-        Says::WronglySigned => Answer::json(&truth, Manner::WronglySigned),
-        Says::UnsignedFailure => {
-            let failure = result("F", "PROCESS_FAIL", message("PROCESS_FAIL"));
-            Answer::json(&json!({ "result": failure }), Manner::Unsigned)
-        }
-        Says::OtherId => {
-            truth["paymentRequestId"] = json!("PAY_OF_SOMEBODY_ELSE");
-            Answer::json(&truth, Manner::Plain)
-        }
-        Says::OtherAmount => {
-            truth["paymentAmount"]["value"] = json!("1");
-            truth["actualPaymentAmount"] = truth["paymentAmount"].clone();
-            Answer::json(&truth, Manner::Plain)
-        }
-        Says::Garbage => Answer::bytes(b"<html>Bad Gateway</html>".to_vec(), Manner::Plain),
-        Says::Truncated => Answer::json(&truth, Manner::Truncated),
-        Says::Empty => Answer::nothing(Manner::Plain),
-        Says::Oversized => {
-            truth["padding"] = json!("x".repeat(OVERSIZE));
-            let shown = Some("(paid; more than a mebibyte of padding)");
-            Answer { shown, ..Answer::json(&truth, Manner::Plain) }
-        }
-        Says::Echo => {
-            echo(&mut truth, request);
-            let shown = Some("(paid; card data given back in the clear and disguised)");
-            Answer { shown, ..Answer::json(&truth, Manner::Plain) }
-        }
+fn told(says: Says, mut truth: Value, entry: Option<&LedgerEntry>, request: &PayRequest) -> Answer {
+    if says == Says::Echo {
+        echo(&mut truth, request);
+        let shown = Some("(paid; card data given back in the clear and disguised)");
+        return Answer { shown, ..spoil(says, truth, &NAMES) };
     }
+    let about = entry.map(|entry| entry.payment_request_id.clone());
+    Answer { about, ..spoil(says, truth, &NAMES) }
 }
 
-/// More than a client should read.
-const OVERSIZE: usize = 1024 * 1024 + 64 * 1024;
+const NAMES: Names = Names { id: "paymentRequestId", amount: "paymentAmount" };
 
 /// Gives card data back as no gateway should: by name, and inside other texts in four disguises.
 fn echo(truth: &mut Value, request: &PayRequest) {

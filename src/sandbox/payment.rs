@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 use super::answer::{message, result};
 use super::cards::{self, Decline};
 use super::check::{Method, PayRequest};
-use super::ledger::{Books, LedgerEntry, Status, ThreeDs};
-use super::triggers::Code;
+use super::ledger::{Books, Kind, LedgerEntry, Status, ThreeDs};
+use super::operations;
+use super::triggers::{self, Code, Extra};
 use crate::base::clock::Millis;
 use crate::base::entropy;
 use crate::gateway::antom::wire::CallResult;
@@ -59,10 +60,14 @@ pub(super) fn settle(entry: &mut LedgerEntry, now: Millis) -> io::Result<()> {
         entry.status = Status::Fail;
         return Ok(());
     }
+    let extra = triggers::find(&entry.amount.value).map_or(Extra::None, |trigger| trigger.extra);
     entry.status = Status::Success;
     entry.charged = true;
     entry.paid = Some(now.rfc3339());
-    entry.auth_expiry = Some(now.plus(AUTH_VALID).rfc3339());
+    entry.auth_expiry = match extra {
+        Extra::Expired if entry.manual_capture => entry.paid.clone(),
+        _ => Some(now.plus(AUTH_VALID).rfc3339()),
+    };
     entry.network_transaction_id = Some(random_word(20)?);
     if entry.tokenize {
         entry.card_token = Some(format!("SBXTOKEN{}", random_word(32)?));
@@ -72,6 +77,14 @@ pub(super) fn settle(entry: &mut LedgerEntry, now: Millis) -> io::Result<()> {
     }
     if entry.challenge {
         entry.three_ds = Some(three_ds(entry, true)?);
+    } else if extra == Extra::ThreeDs && entry.three_ds.is_none() {
+        entry.three_ds = Some(three_ds(entry, false)?);
+    }
+    if extra == Extra::TransactionLink && is_mastercard(entry) {
+        entry.transaction_link_id = Some(random_word(22)?);
+    }
+    if !entry.manual_capture {
+        operations::capture_all(entry, now)?;
     }
     Ok(())
 }
@@ -118,11 +131,30 @@ pub(super) fn inquiry_answer(entry: &LedgerEntry, base_url: &str) -> Value {
         // Older pages read the token here.
         answer.insert("cardInfo".to_owned(), json!({ "cardToken": token }));
     }
-    if let Some(time) = &entry.cancelled {
-        answer.insert("transactions".to_owned(), json!([cancellation(entry, time)]));
+    let mut transactions: Vec<Value> = [Kind::Capture, Kind::Refund]
+        .into_iter()
+        .flat_map(|kind| entry.operations(kind).iter().map(move |done| operations::transaction(kind, done)))
+        .collect();
+    transactions.extend(entry.cancelled.as_deref().map(|time| cancellation(entry, time)));
+    if !transactions.is_empty() {
+        answer.insert("transactions".to_owned(), Value::Array(transactions));
     }
     answer.insert("result".to_owned(), result("S", "SUCCESS", message("SUCCESS")));
     Value::Object(answer)
+}
+
+/// The digest of the card that a payment is made with: of its number, or of the card behind a token that
+/// this sandbox has issued.
+pub(super) fn card_digest(books: &Books, method: &Method) -> Option<String> {
+    match method {
+        Method::Card { digits, .. } => Some(books.card_digest(digits)),
+        Method::Token(token) => issued(books, token)?.card_digest.clone(),
+        Method::HostedPage => Some(books.card_digest(cards::HOSTED_PAGE_CARD)),
+    }
+}
+
+fn issued<'a>(books: &'a Books, token: &str) -> Option<&'a LedgerEntry> {
+    books.find_where(|entry| entry.card_token.as_deref() == Some(token))
 }
 
 /// `characters` random capital letters and digits: a word that no scanner takes for a card number.
@@ -135,8 +167,7 @@ pub(super) fn random_word(characters: usize) -> io::Result<String> {
 fn blank(books: &Books, request: &PayRequest, three_ds_wanted: bool, now: Millis) -> io::Result<LedgerEntry> {
     let card = match &request.method {
         Method::Card { digits, .. } => Some(cards::facts(digits)),
-        Method::Token(token) => books
-            .find_where(|entry| entry.card_token.as_deref() == Some(token))
+        Method::Token(token) => issued(books, token)
             .and_then(|entry| entry.card.clone())
             // A token that another gateway made: any card will do.
             .or_else(|| Some(cards::facts(cards::HOSTED_PAGE_CARD))),
@@ -151,15 +182,11 @@ fn blank(books: &Books, request: &PayRequest, three_ds_wanted: bool, now: Millis
     let challenge = three_ds_wanted && !frictionless && !hosted;
     let mut entry = LedgerEntry {
         payment_request_id: request.payment_request_id.clone(),
-        payment_id: payment_id(now)?,
+        payment_id: gateway_id(PAYMENT_ID, now)?,
         amount: request.amount.clone(),
         status: Status::Processing,
         charged: false,
-        verdict: CallResult {
-            result_code: String::new(),
-            result_status: String::new(),
-            result_message: String::new(),
-        },
+        verdict: call_result(PAID),
         refusal_code_raw: None,
         merchant_advice_code: None,
         card,
@@ -178,6 +205,12 @@ fn blank(books: &Books, request: &PayRequest, three_ds_wanted: bool, now: Millis
         page: if hosted || challenge { Some(random_word(32)?) } else { None },
         redirect_url: request.redirect_url.clone(),
         inquiries: 0,
+        card_digest: card_digest(books, &request.method),
+        transaction_link_id: None,
+        manual_capture: request.manual_capture,
+        captures: Vec::new(),
+        refunds: Vec::new(),
+        notify_url: request.notify_url.clone(),
     };
     if three_ds_wanted && frictionless {
         entry.three_ds = Some(three_ds(&entry, false)?);
@@ -200,12 +233,17 @@ fn avs(digits: &str, billing_address: bool) -> &'static str {
     }
 }
 
-fn judge(entry: &mut LedgerEntry, code: Code, decline: Option<Decline>) {
-    entry.verdict = CallResult {
+/// A code as it stands in an answer.
+pub(super) fn call_result(code: Code) -> CallResult {
+    CallResult {
         result_code: code.code.to_owned(),
         result_status: code.status.to_owned(),
         result_message: message(code.code).to_owned(),
-    };
+    }
+}
+
+fn judge(entry: &mut LedgerEntry, code: Code, decline: Option<Decline>) {
+    entry.verdict = call_result(code);
     entry.refusal_code_raw = decline.map(|decline| decline.refusal_code.to_owned());
     entry.merchant_advice_code = decline.and_then(|decline| decline.merchant_advice).map(str::to_owned);
 }
@@ -238,7 +276,7 @@ fn told(entry: &LedgerEntry, base_url: &str) -> Map<String, Value> {
     told
 }
 
-fn result_info(entry: &LedgerEntry) -> Map<String, Value> {
+pub(super) fn result_info(entry: &LedgerEntry) -> Map<String, Value> {
     let mut info = Map::new();
     let mut tell = |name: &str, value: Value| drop(info.insert(name.to_owned(), value));
     tell("avsResultRaw", json!(entry.avs));
@@ -255,6 +293,7 @@ fn result_info(entry: &LedgerEntry) -> Map<String, Value> {
     let optional = [
         ("networkTransactionId", &entry.network_transaction_id),
         ("cardToken", &entry.card_token),
+        ("transactionLinkId", &entry.transaction_link_id),
         ("refusalCodeRaw", &entry.refusal_code_raw),
         ("merchantAdviceCode", &entry.merchant_advice_code),
     ];
@@ -269,7 +308,7 @@ fn result_info(entry: &LedgerEntry) -> Map<String, Value> {
     info
 }
 
-fn verdict(entry: &LedgerEntry) -> Value {
+pub(super) fn verdict(entry: &LedgerEntry) -> Value {
     result(&entry.verdict.result_status, &entry.verdict.result_code, &entry.verdict.result_message)
 }
 
@@ -284,9 +323,8 @@ fn cancellation(entry: &LedgerEntry, time: &str) -> Value {
 }
 
 fn three_ds(entry: &LedgerEntry, challenged: bool) -> io::Result<ThreeDs> {
-    let mastercard = entry.card.as_ref().is_some_and(|card| card.brand == "MASTERCARD");
     Ok(ThreeDs {
-        eci: if mastercard { "02" } else { "05" }.to_owned(),
+        eci: if is_mastercard(entry) { "02" } else { "05" }.to_owned(),
         cavv: BASE64.encode(&random::<20>()?),
         ds_transaction_id: random_word(32)?,
         version: "2.2.0".to_owned(),
@@ -294,11 +332,17 @@ fn three_ds(entry: &LedgerEntry, challenged: bool) -> io::Result<ThreeDs> {
     })
 }
 
-/// As Antom's look: the day, then digits; 35 of them, too many for a card number.
-fn payment_id(now: Millis) -> io::Result<String> {
+fn is_mastercard(entry: &LedgerEntry) -> bool {
+    entry.card.as_ref().is_some_and(|card| card.brand == "MASTERCARD")
+}
+
+const PAYMENT_ID: &str = "194010800100188";
+
+/// As Antom's look: the day, what it names, then digits; 35 of them, too many for a card number.
+pub(super) fn gateway_id(names: &str, now: Millis) -> io::Result<String> {
     let day: String = now.rfc3339().chars().filter(char::is_ascii_digit).take(8).collect();
     let random = u64::from_be_bytes(random()?) % 1_000_000_000_000;
-    Ok(format!("{day}194010800100188{random:012}"))
+    Ok(format!("{day}{names}{random:012}"))
 }
 
 fn random<const N: usize>() -> io::Result<[u8; N]> {

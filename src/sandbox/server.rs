@@ -25,11 +25,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::Error;
+use super::answer::Later;
 use super::answer::{Answer, Manner};
 use super::api::{Core, Incoming};
+use super::deliver;
 use super::pages::{self, Page};
-use super::pay;
 use super::sign::Signed;
+use super::{operations, pay};
 use crate::gateway::antom::wire;
 
 /// Largest request body, in bytes.
@@ -41,7 +43,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// A failing accept (too many open files) is tried again after this.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Silence lasts this many times as long as slowness.
-const SILENCE: u32 = 4;
+pub(super) const SILENCE: u32 = 4;
 
 /// TLS for the listener, with ring and without client certificates.
 pub(super) fn tls(certificate_pem: &[u8], key_pem: &[u8]) -> Result<TlsAcceptor, Error> {
@@ -95,7 +97,7 @@ async fn converse(stream: TcpStream, tls: TlsAcceptor, core: Arc<Core>, _place: 
 /// No answer is to be given; the connection is closed.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection is closed without an answer")]
-struct NoAnswer;
+pub(super) struct NoAnswer;
 
 async fn serve(core: Arc<Core>, request: Request<Received>) -> Result<Response<Payload>, NoAnswer> {
     let (parts, body) = request.into_parts();
@@ -141,7 +143,7 @@ async fn deliver(
     mut answer: Answer,
 ) -> Result<Response<Payload>, NoAnswer> {
     if let Some(later) = answer.later.take() {
-        land_later(&core, *later);
+        land_later(&core, later);
     }
     match answer.manner {
         Manner::Closed => return Err(NoAnswer),
@@ -150,6 +152,7 @@ async fn deliver(
             return Err(NoAnswer);
         }
         Manner::Late => sleep(core.slow).await,
+        Manner::AfterNotice => deliver::notified(&core, answer.about.as_deref()).await,
         _ => {}
     }
     let time = core.now().rfc3339();
@@ -200,14 +203,18 @@ fn signature(core: &Core, incoming: &Incoming, answer: &Answer, time: &str) -> O
 }
 
 /// Outlives the connection, which the client closes when it has had enough, but not the sandbox.
-fn land_later(core: &Arc<Core>, later: pay::Later) {
+fn land_later(core: &Arc<Core>, later: Later) {
     let (core, pause) = (Arc::downgrade(core), core.slow);
     tokio::spawn(async move {
         sleep(pause).await;
         let Some(core) = core.upgrade() else { return };
-        let landed = blocking(move || pay::land(&core, &later)).await;
+        let landed = blocking(move || match later {
+            Later::Payment(later) => pay::land(&core, &later),
+            Later::Operation(later) => operations::land(&core, &later),
+        })
+        .await;
         if !matches!(landed, Ok(Ok(()))) {
-            tracing::error!("a late payment could not be written to the sandbox's ledger");
+            tracing::error!("a late change could not be written to the sandbox's ledger");
         }
     });
 }
@@ -241,7 +248,9 @@ async fn page(core: Arc<Core>, parts: &Parts) -> Result<Response<Payload>, NoAns
 }
 
 /// The ledger waits for the disk, so it runs beside the connections.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, NoAnswer> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NoAnswer> {
     tokio::task::spawn_blocking(work).await.map_err(|_| NoAnswer)
 }
 

@@ -17,6 +17,8 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use super::*;
 
+mod life;
+
 const CLIENT_ID: &str = "SANDBOX_5YCTEST0000000001";
 const PAY: &str = "/ams/sandbox/api/v1/payments/pay";
 const INQUIRY: &str = "/ams/sandbox/api/v1/payments/inquiryPayment";
@@ -64,6 +66,10 @@ impl Bench {
     }
 
     async fn within(directory: TempDir) -> Self {
+        Self::notifying(directory, None).await
+    }
+
+    async fn notifying(directory: TempDir, notify: Option<NotifyOptions>) -> Self {
         let certified = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let sandbox = Sandbox::start(Options {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -75,6 +81,7 @@ impl Bench {
             gateway_private_key_pem: key("gateway_private_pkcs8.pem"),
             gateway_key_version: 1,
             slow: SLOW,
+            notify,
         })
         .await
         .unwrap();
@@ -246,12 +253,18 @@ async fn the_documented_card_sample_pays() {
 async fn every_body_of_the_official_sdk_is_taken() {
     let bench = Bench::new().await;
     let vectors = json_vector("s2s_pay_requests.json");
+    let first = bench.good(PAY, &pay_body("FIRST", "30000")).await;
+    let network_id = first["paymentResultInfo"]["networkTransactionId"].clone();
     for scenario in vectors["scenarios"].as_array().unwrap() {
         let (status, code) = match &scenario["body"]["paymentMethod"]["paymentMethodMetaData"] {
             data if data["is3DSAuthentication"] == true => IN_PROCESS,
             _ => SUCCESS,
         };
-        let answer = bench.good(PAY, &scenario["body"]).await;
+        let mut body = scenario["body"].clone();
+        if let Some(id) = body.pointer_mut("/paymentMethod/paymentMethodMetaData/networkTransactionId") {
+            *id = network_id.clone();
+        }
+        let answer = bench.good(PAY, &body).await;
         assert_eq!(outcome(&answer), (status, code), "{} {answer}", scenario["name"]);
     }
 }
@@ -427,11 +440,11 @@ async fn a_restart_keeps_the_books_and_a_torn_line_is_forgotten() {
 async fn one_ledger_has_one_sandbox_and_a_strange_line_stops_the_start() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("ledger.jsonl");
-    let held = Ledger::open(&path).unwrap();
-    assert!(matches!(Ledger::open(&path), Err(Error::LedgerInUse)));
+    let held = Ledger::open(&path, None).unwrap();
+    assert!(matches!(Ledger::open(&path, None), Err(Error::LedgerInUse)));
     drop(held);
     std::fs::write(&path, "{\"struck\":\"A\"}\nnot ours\n").unwrap();
-    assert!(matches!(Ledger::open(&path), Err(Error::LedgerLine(2))));
+    assert!(matches!(Ledger::open(&path, None), Err(Error::LedgerLine(2))));
 }
 
 #[tokio::test]
@@ -565,13 +578,15 @@ async fn wrong_card_data_has_its_own_codes() {
 #[tokio::test]
 async fn a_merchant_initiated_payment_keeps_the_rules() {
     let bench = Bench::new().await;
+    let first = bench.good(PAY, &with_card("FIRST", "tokenize", json!(true))).await;
+    let info = &first["paymentResultInfo"];
     let mit = |id: &str| {
         let mut body = pay_body(id, "30000");
         let data = body["paymentMethod"]["paymentMethodMetaData"].as_object_mut().unwrap();
         data.remove("cvv");
         data.insert("isCardOnFile".to_owned(), json!(true));
         data.insert("recurringType".to_owned(), json!("SCHEDULED"));
-        data.insert("networkTransactionId".to_owned(), json!("NTI1"));
+        data.insert("networkTransactionId".to_owned(), info["networkTransactionId"].clone());
         body
     };
     let answer = bench.good(PAY, &mit("GOOD")).await;
@@ -591,6 +606,39 @@ async fn a_merchant_initiated_payment_keeps_the_rules() {
         assert_eq!(outcome(&answer).1, "PARAM_ILLEGAL");
         assert!(answer["result"]["resultMessage"].as_str().unwrap().contains(member));
     }
+    bench.good(PAY, &with_card("DECLINED", "cardNo", json!("4054692760174822"))).await;
+    for (member, value) in [
+        ("networkTransactionId", json!("GIVEN_BY_NOBODY")),
+        ("cardNo", json!("5162774114974622")),
+        ("cardNo", json!("4054692760174822")),
+    ] {
+        let mut body = mit("UNFOUNDED");
+        body["paymentMethod"]["paymentMethodMetaData"][member] = value;
+        let answer = bench.good(PAY, &body).await;
+        assert_eq!(outcome(&answer), ("F", "INVALID_PAYMENT_METHOD_META_DATA"));
+    }
+    assert_eq!(outcome(&bench.inquire("UNFOUNDED").await), ("F", "ORDER_NOT_EXIST"));
+
+    let with_token = |id: &str, token: &Value| {
+        let mut body = mit(id);
+        let method = body["paymentMethod"].as_object_mut().unwrap();
+        method.insert("paymentMethodId".to_owned(), token.clone());
+        let data = method["paymentMethodMetaData"].as_object_mut().unwrap();
+        data.retain(|name, _| {
+            !["cardNo", "expiryYear", "expiryMonth", "cardholderName"].contains(&name.as_str())
+        });
+        body
+    };
+    let answer = bench.good(PAY, &with_token("TOKEN", &info["cardToken"])).await;
+    assert_eq!(outcome(&answer), SUCCESS);
+    assert_eq!(answer["paymentResultInfo"]["lastFour"], "0768");
+    let answer = bench.good(PAY, &with_token("STRANGE", &json!("ANOTHER_TOKEN"))).await;
+    assert_eq!(outcome(&answer), ("F", "INVALID_PAYMENT_METHOD_META_DATA"));
+    let mut customer = with_token("CUSTOMER", &info["cardToken"]);
+    customer["paymentMethod"]["paymentMethodMetaData"] = json!({});
+    assert_eq!(outcome(&bench.good(PAY, &customer).await), ("F", "PARAM_ILLEGAL"));
+    customer["paymentMethod"]["paymentMethodMetaData"] = json!({ "isCardOnFile": true });
+    assert_eq!(outcome(&bench.good(PAY, &customer).await), SUCCESS);
 }
 
 #[tokio::test]
@@ -606,7 +654,9 @@ async fn cancel_ends_a_payment_for_good() {
     assert_eq!(bench.good(CANCEL, &named).await, cancelled);
     let inquiry = bench.inquire("ONE").await;
     assert_eq!(inquiry["paymentStatus"], "CANCELLED");
-    assert_eq!(inquiry["transactions"][0]["transactionType"], "CANCEL");
+    assert_eq!(inquiry["transactions"][0]["transactionType"], "CAPTURE");
+    assert_eq!(inquiry["transactions"][1]["transactionType"], "CANCEL");
+    assert_eq!(bench.sandbox.net_charged("ONE"), 0);
     assert_eq!(outcome(&bench.good(PAY, &pay_body("ONE", "30000")).await), ("F", "ORDER_IS_CLOSED"));
 
     let waiting = bench.good(PAY, &with_card("PAGE", "is3DSAuthentication", json!(true))).await;
@@ -656,6 +706,8 @@ async fn every_trigger_does_what_the_help_says() {
         ("660030", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
         ("660031", Verified("F", "PROCESS_FAIL"), "FAIL", "F PROCESS_FAIL"),
         ("660032", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660033", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660034", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
         ("660041", Verified("U", "UNKNOWN_EXCEPTION"), "SUCCESS", "S SUCCESS"),
         ("660042", Verified("U", "PAYMENT_IN_PROCESS"), "PROCESSING", "S SUCCESS"),
         ("660043", Verified("U", "PAYMENT_IN_PROCESS"), "PROCESSING", "F PROCESS_FAIL"),
@@ -666,11 +718,28 @@ async fn every_trigger_does_what_the_help_says() {
         ("660061", Nothing, "silent", "S SUCCESS"),
         ("660062", Nothing, "U", "S SUCCESS"),
         ("660063", Nothing, "U", "S SUCCESS"),
+        ("660064", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660065", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660066", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660067", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660068", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660069", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
         ("660071", Verified("F", "USER_BALANCE_NOT_ENOUGH"), "FAIL", "F USER_BALANCE_NOT_ENOUGH"),
         ("660072", Verified("F", "DO_NOT_HONOR"), "FAIL", "F DO_NOT_HONOR"),
         ("660073", Verified("F", "ISSUER_REJECTS_TRANSACTION"), "FAIL", "F ISSUER_REJECTS_TRANSACTION"),
         ("660074", Verified("F", "AUTHENTICATION_REQUIRED"), "FAIL", "F AUTHENTICATION_REQUIRED"),
         ("660075", Verified("F", "AUTHENTICATION_REQUIRED"), "FAIL", "F AUTHENTICATION_REQUIRED"),
+        ("660081", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660082", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660083", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660084", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660085", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660086", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660087", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660088", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660089", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660090", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
+        ("660091", Verified("S", "SUCCESS"), "SUCCESS", "S SUCCESS"),
     ];
     assert_eq!(
         cases.iter().map(|case| case.0).collect::<Vec<_>>(),

@@ -5,6 +5,7 @@
 #![doc = concat!("\n```text\n", include_str!("cards.txt"), "```")]
 
 use super::cards::Decline;
+use super::ledger::Kind;
 
 /// What is done with the payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) enum Says {
     Truth,
     /// The truth, late.
     TruthLate,
+    /// The truth, after the first notification of it.
+    TruthAfterNotice,
     /// The truth without its `networkTransactionId`.
     TruthWithoutNetworkId,
     /// No more than `result`.
@@ -79,6 +82,76 @@ pub(super) enum Inquiry {
     Unclear,
 }
 
+/// How cancels are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cancel {
+    /// Truly.
+    Told,
+    /// The first one is done and answered like this.
+    Done(Says),
+    /// The first one is not done and answered like this.
+    NotDone(Says),
+    /// None is ever done.
+    Refused(Code),
+}
+
+/// What becomes of the notifications of a payment, a capture or a refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notices {
+    /// One, soon after the end.
+    Once,
+    /// Two that are alike.
+    Twice,
+    /// One, at once.
+    Early,
+    /// One of a success with another amount.
+    OtherAmount,
+    /// One, much later.
+    Delayed,
+    /// None at all.
+    Never,
+    /// A failure after the success.
+    FailsAfter,
+    /// One whose signature is that of another text.
+    WronglySigned,
+    /// A dispute and its judgement after the success.
+    Disputed,
+    /// One of an unknown type before the true one.
+    UnknownType,
+    /// One of `PAYMENT_PENDING` before the true one.
+    PendingFirst,
+    /// One that spells `cavv` as `caav`.
+    Caav,
+}
+
+/// What the sandbox makes of a payment that ends well, beyond what was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extra {
+    /// Nothing.
+    None,
+    /// Mastercard's Transaction Link ID.
+    TransactionLink,
+    /// An authorisation that has expired already, under manual capture.
+    Expired,
+    /// Results of 3DS, without a challenge.
+    ThreeDs,
+}
+
+/// What is done with a capture or a refund.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operates {
+    /// What was asked for.
+    Does,
+    /// The ledger stays as it is.
+    Nothing,
+    /// Fails with this code.
+    Fails(Code),
+    /// Stays in process until the second inquiry or a repeat; then ends with the code.
+    Waits(Code),
+    /// Stays in process for the time of a slow answer; then succeeds.
+    Later,
+}
+
 /// A result code with the status that goes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Code {
@@ -99,8 +172,40 @@ pub(super) struct Trigger {
     pub says: Says,
     /// How inquiries are answered.
     pub inquiry: Inquiry,
-    /// The cancel that ends the payment is not answered.
-    pub silent_cancel: bool,
+    /// How cancels are answered.
+    pub cancel: Cancel,
+    /// What becomes of its notifications.
+    pub notices: Notices,
+    /// What a success has that others have not.
+    pub extra: Extra,
+}
+
+/// One amount of a capture or a refund and what it makes the sandbox do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OperationTrigger {
+    /// The last two digits of the amount.
+    pub suffix: &'static str,
+    /// What is done with the money.
+    pub acts: Operates,
+    /// How the request is answered.
+    pub says: Says,
+    /// What becomes of its notification.
+    pub notices: Notices,
+}
+
+/// What the amounts of captures that mean something begin with.
+pub(super) const CAPTURE_PREFIX: &str = "6601";
+/// What the amounts of refunds that mean something begin with.
+pub(super) const REFUND_PREFIX: &str = "6602";
+
+/// The trigger of a capture's or a refund's amount, if it is one.
+pub(super) fn find_operation(kind: Kind, amount: &str) -> Option<&'static OperationTrigger> {
+    let prefix = match kind {
+        Kind::Capture => CAPTURE_PREFIX,
+        Kind::Refund => REFUND_PREFIX,
+    };
+    let suffix = amount.strip_prefix(prefix)?;
+    OPERATION_TRIGGERS.iter().find(|trigger| trigger.suffix == suffix)
 }
 
 /// The trigger of an amount, if it is one.
@@ -117,11 +222,28 @@ const fn unclear(code: &'static str) -> Code {
 }
 
 const fn on(amount: &'static str, acts: Acts, says: Says) -> Trigger {
-    Trigger { amount, acts, says, inquiry: Inquiry::Told, silent_cancel: false }
+    let (inquiry, cancel) = (Inquiry::Told, Cancel::Told);
+    Trigger { amount, acts, says, inquiry, cancel, notices: Notices::Once, extra: Extra::None }
 }
 
-const fn lost(amount: &'static str, inquiry: Inquiry, silent_cancel: bool) -> Trigger {
-    Trigger { amount, acts: Acts::Pays, says: Says::Closed, inquiry, silent_cancel }
+const fn lost(amount: &'static str, inquiry: Inquiry, cancel: Cancel) -> Trigger {
+    Trigger { inquiry, cancel, ..on(amount, Acts::Pays, Says::Closed) }
+}
+
+const fn on_cancel(amount: &'static str, cancel: Cancel) -> Trigger {
+    Trigger { cancel, ..on(amount, Acts::Pays, Says::Truth) }
+}
+
+const fn notified(amount: &'static str, notices: Notices) -> Trigger {
+    Trigger { notices, ..on(amount, Acts::Pays, Says::Truth) }
+}
+
+const fn operation(suffix: &'static str, acts: Operates, says: Says) -> OperationTrigger {
+    OperationTrigger { suffix, acts, says, notices: Notices::Once }
+}
+
+const fn operation_notified(suffix: &'static str, notices: Notices) -> OperationTrigger {
+    OperationTrigger { suffix, acts: Operates::Does, says: Says::Truth, notices }
 }
 
 const fn declined(
@@ -161,6 +283,8 @@ pub(super) const TRIGGERS: &[Trigger] = &[
     on("660030", Acts::Pays, Says::Echo),
     on("660031", Acts::Fails(failure("PROCESS_FAIL"), None), Says::ResultOnly),
     on("660032", Acts::Pays, Says::TruthWithoutNetworkId),
+    Trigger { extra: Extra::TransactionLink, ..on("660033", Acts::Pays, Says::Truth) },
+    Trigger { extra: Extra::Expired, ..on("660034", Acts::Pays, Says::Truth) },
     on("660041", Acts::Pays, Says::Instead(unclear("UNKNOWN_EXCEPTION"))),
     on("660042", Acts::Waits(Code { status: "S", code: "SUCCESS" }), Says::Truth),
     on("660043", Acts::Waits(failure("PROCESS_FAIL")), Says::Truth),
@@ -168,12 +292,61 @@ pub(super) const TRIGGERS: &[Trigger] = &[
     on("660051", Acts::Nothing, Says::Instead(failure("REPEAT_REQ_INCONSISTENT"))),
     on("660052", Acts::Pays, Says::Instead(failure("REPEAT_REQ_INCONSISTENT"))),
     on("660053", Acts::Closes, Says::Truth),
-    lost("660061", Inquiry::FirstSilent, false),
-    lost("660062", Inquiry::Unclear, false),
-    lost("660063", Inquiry::Unclear, true),
+    lost("660061", Inquiry::FirstSilent, Cancel::Told),
+    lost("660062", Inquiry::Unclear, Cancel::Told),
+    lost("660063", Inquiry::Unclear, Cancel::Done(Says::Silence)),
+    on_cancel("660064", Cancel::Refused(failure("CANCEL_WINDOW_EXCEED"))),
+    on_cancel("660065", Cancel::Done(Says::Instead(unclear("UNKNOWN_EXCEPTION")))),
+    on_cancel("660066", Cancel::NotDone(Says::Instead(unclear("UNKNOWN_EXCEPTION")))),
+    on_cancel("660067", Cancel::NotDone(Says::Silence)),
+    on_cancel("660068", Cancel::Done(Says::Unsigned)),
+    on_cancel("660069", Cancel::Done(Says::OtherId)),
     declined("660071", "USER_BALANCE_NOT_ENOUGH", "51", None),
     declined("660072", "DO_NOT_HONOR", "05", Some("03")),
     declined("660073", "ISSUER_REJECTS_TRANSACTION", "R1", None),
     AUTHENTICATION_REQUIRED,
     on("660075", Acts::AsksForThreeDs, Says::Truth),
+    notified("660081", Notices::Twice),
+    Trigger { notices: Notices::Early, ..on("660082", Acts::Pays, Says::TruthAfterNotice) },
+    notified("660083", Notices::OtherAmount),
+    notified("660084", Notices::Delayed),
+    notified("660085", Notices::Never),
+    notified("660086", Notices::FailsAfter),
+    notified("660087", Notices::WronglySigned),
+    notified("660088", Notices::Disputed),
+    notified("660089", Notices::UnknownType),
+    notified("660090", Notices::PendingFirst),
+    Trigger { extra: Extra::ThreeDs, ..notified("660091", Notices::Caav) },
+];
+
+/// Every trigger of captures and refunds, in the order of `cards.txt`.
+pub(super) const OPERATION_TRIGGERS: &[OperationTrigger] = &[
+    operation("01", Operates::Does, Says::TruthLate),
+    operation("02", Operates::Nothing, Says::Silence),
+    operation("03", Operates::Does, Says::Closed),
+    operation("04", Operates::Does, Says::Silence),
+    operation("06", Operates::Nothing, Says::Closed),
+    operation("11", Operates::Nothing, Says::ServerError),
+    operation("12", Operates::Does, Says::ServerError),
+    operation("21", Operates::Does, Says::Unsigned),
+    operation("22", Operates::Does, Says::WronglySigned),
+    operation("23", Operates::Nothing, Says::UnsignedFailure),
+    operation("24", Operates::Does, Says::OtherId),
+    operation("25", Operates::Does, Says::OtherAmount),
+    operation("31", Operates::Fails(failure("PROCESS_FAIL")), Says::ResultOnly),
+    operation("41", Operates::Does, Says::Instead(unclear("UNKNOWN_EXCEPTION"))),
+    operation("42", Operates::Waits(Code { status: "S", code: "SUCCESS" }), Says::Truth),
+    operation("43", Operates::Waits(failure("PROCESS_FAIL")), Says::Truth),
+    operation("44", Operates::Nothing, Says::Instead(unclear("REQUEST_TRAFFIC_EXCEED_LIMIT"))),
+    operation("45", Operates::Later, Says::Truth),
+    operation("51", Operates::Nothing, Says::Instead(failure("REPEAT_REQ_INCONSISTENT"))),
+    operation("52", Operates::Does, Says::Instead(failure("REPEAT_REQ_INCONSISTENT"))),
+    operation_notified("81", Notices::Twice),
+    OperationTrigger { notices: Notices::Early, ..operation("82", Operates::Does, Says::TruthAfterNotice) },
+    operation_notified("83", Notices::OtherAmount),
+    operation_notified("84", Notices::Delayed),
+    operation_notified("85", Notices::Never),
+    operation_notified("86", Notices::FailsAfter),
+    operation_notified("87", Notices::WronglySigned),
+    operation_notified("89", Notices::UnknownType),
 ];

@@ -9,6 +9,12 @@ pub const PAY: &str = "/ams/api/v1/payments/pay";
 pub const INQUIRY_PAYMENT: &str = "/ams/api/v1/payments/inquiryPayment";
 /// `POST` path of cancel, production form.
 pub const CANCEL: &str = "/ams/api/v1/payments/cancel";
+/// `POST` path of capture, production form.
+pub const CAPTURE: &str = "/ams/api/v1/payments/capture";
+/// `POST` path of refund, production form.
+pub const REFUND: &str = "/ams/api/v1/payments/refund";
+/// `POST` path of inquiryRefund, production form.
+pub const INQUIRY_REFUND: &str = "/ams/api/v1/payments/inquiryRefund";
 
 /// What a sandbox client id begins with.
 pub const SANDBOX_CLIENT_PREFIX: &str = "SANDBOX_";

@@ -196,6 +196,7 @@ fn options(dir: &Path, listen: SocketAddr) -> Options {
         gateway_private_key_pem: read("gateway/sandbox_private.pem"),
         gateway_key_version: 1,
         slow: SLOW,
+        notify: None,
     }
 }
 
