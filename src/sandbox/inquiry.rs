@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::answer::{Answer, Manner, message, result};
 use super::api::Core;
 use super::check::{self, Named};
-use super::ledger::{Books, LedgerEntry, Status};
+use super::ledger::{Books, LedgerEntry, Name, Status};
 use super::spoil::{Names, spoil};
 use super::triggers::{self, Cancel, Inquiry, Says};
 use super::{operations, payment};
@@ -102,7 +102,7 @@ fn cancellable(entry: &LedgerEntry) -> bool {
 
 fn find(books: &Books, named: &Named) -> Option<LedgerEntry> {
     match named {
-        Named::PaymentId(id) => books.find_where(|entry| entry.payment_id == *id),
+        Named::PaymentId(id) => books.find_named(&Name::Payment(id.clone())),
         Named::PaymentRequestId(id) => books.find(id),
     }
     .cloned()

@@ -70,7 +70,7 @@ pub struct Operation {
 }
 
 /// Which of the two an operation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     /// Takes authorised money.
     Capture,
@@ -247,6 +247,17 @@ pub(super) struct Ledger {
     pub queued: Notify,
 }
 
+/// A name, other than `paymentRequestId`, by which a payment is found.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Name {
+    /// `paymentId`.
+    Payment(String),
+    /// `networkTransactionId`.
+    Network(String),
+    /// `captureRequestId` or `refundRequestId` of one of its operations.
+    Operation(Kind, String),
+}
+
 /// The payments, for one caller at a time.
 pub(super) struct Books {
     file: File,
@@ -255,6 +266,8 @@ pub(super) struct Books {
     salt: String,
     order: Vec<String>,
     payments: HashMap<String, LedgerEntry>,
+    /// Which payment has another name: its `paymentId`, its network's id, those of its operations.
+    names: HashMap<Name, String>,
     struck: HashSet<String>,
     /// The time of a slow answer, if notifications are sent at all.
     notify: Option<Duration>,
@@ -320,6 +333,7 @@ impl Books {
             salt: String::new(),
             order: Vec::new(),
             payments: HashMap::new(),
+            names: HashMap::new(),
             struck: HashSet::new(),
             notify: None,
             notices: BTreeMap::new(),
@@ -343,6 +357,11 @@ impl Books {
     /// The payment of a `paymentRequestId`.
     pub fn find(&self, payment_request_id: &str) -> Option<&LedgerEntry> {
         self.payments.get(payment_request_id)
+    }
+
+    /// The payment that has another name.
+    pub fn find_named(&self, name: &Name) -> Option<&LedgerEntry> {
+        self.names.get(name).and_then(|id| self.payments.get(id))
     }
 
     /// The first payment that `is` it, for the rarer ways of naming one.
@@ -441,10 +460,23 @@ impl Books {
 
     fn learn_payment(&mut self, entry: LedgerEntry) {
         let id = entry.payment_request_id.clone();
+        for name in names_of(&entry) {
+            self.names.insert(name, id.clone());
+        }
         if self.payments.insert(id.clone(), entry).is_none() {
             self.order.push(id);
         }
     }
+}
+
+fn names_of(entry: &LedgerEntry) -> Vec<Name> {
+    let mut names = vec![Name::Payment(entry.payment_id.clone())];
+    names.extend(entry.network_transaction_id.clone().map(Name::Network));
+    for kind in [Kind::Capture, Kind::Refund] {
+        names
+            .extend(entry.operations(kind).iter().map(|done| Name::Operation(kind, done.request_id.clone())));
+    }
+    names
 }
 
 /// Two sandboxes on one file would each charge the same id. A stopped one may need a moment to let go.

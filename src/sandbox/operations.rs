@@ -12,11 +12,12 @@ use time::format_description::well_known::Rfc3339;
 use super::answer::{self, Answer, message, result};
 use super::api::Core;
 use super::check::{self, OperationRequest, RefundNamed, Refusal};
-use super::ledger::{Books, Kind, LedgerEntry, Operation, Status, units};
+use super::ledger::{Books, Kind, LedgerEntry, Name, Operation, Status, units};
 use super::payment;
 use super::spoil::{Names, spoil};
 use super::triggers::{self, Code, Operates, OperationTrigger, Says};
 use crate::base::clock::Millis;
+use crate::gateway::antom::wire::Amount;
 
 /// A capture or a refund in process ends at this inquiry.
 const ENDS_AT: u32 = 2;
@@ -87,7 +88,8 @@ pub(super) fn inquire_refund(core: &Core, body: &Value) -> io::Result<Answer> {
 /// Ends an operation that has waited long enough, unless it has ended in the meantime.
 pub(super) fn land(core: &Core, later: &Later) -> io::Result<()> {
     core.ledger.with(|books| {
-        let found = books.find_where(|entry| of_id(entry, later.kind, &later.request_id).is_some()).cloned();
+        let name = Name::Operation(later.kind, later.request_id.clone());
+        let found = books.find_named(&name).cloned();
         let Some(mut entry) = found else { return Ok(()) };
         let now = core.now();
         let ended = end(&mut entry, later.kind, |operation| operation.request_id == later.request_id, now);
@@ -205,11 +207,11 @@ fn decide(
     trigger: Option<&OperationTrigger>,
     now: Millis,
 ) -> io::Result<Decision> {
-    let known = books.find_where(|entry| of_id(entry, kind, &request.request_id).is_some());
+    let known = books.find_named(&Name::Operation(kind, request.request_id.clone()));
     if let Some(entry) = known.cloned() {
         return repeat(books, entry, kind, request, now);
     }
-    let payment = books.find_where(|entry| entry.payment_id == request.payment_id);
+    let payment = books.find_named(&Name::Payment(request.payment_id.clone()));
     let Some(mut entry) = payment.cloned() else {
         return Ok(Decision::Refused(Answer::failure("ORDER_NOT_EXIST")));
     };
@@ -297,17 +299,7 @@ fn expired(entry: &LedgerEntry, now: Millis) -> bool {
     expiry.is_some_and(|expiry| expiry.unix_timestamp_nanos() <= i128::from(now.0) * 1_000_000)
 }
 
-fn of_id<'a>(entry: &'a LedgerEntry, kind: Kind, request_id: &str) -> Option<&'a Operation> {
-    entry.operations(kind).iter().find(|operation| operation.request_id == request_id)
-}
-
-fn blank(
-    kind: Kind,
-    request_id: String,
-    amount: &crate::gateway::antom::wire::Amount,
-    code: Code,
-    now: Millis,
-) -> io::Result<Operation> {
+fn blank(kind: Kind, request_id: String, amount: &Amount, code: Code, now: Millis) -> io::Result<Operation> {
     let names = match kind {
         Kind::Capture => "194010807000188",
         Kind::Refund => "194010809000188",

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::answer::Answer;
 use super::api::Core;
 use super::check::{self, Method, PayRequest};
-use super::ledger::{Books, LedgerEntry, Status};
+use super::ledger::{Books, LedgerEntry, Name, Status};
 use super::payment;
 use super::spoil::{Names, spoil};
 use super::triggers::{self, Acts, Says, Trigger};
@@ -109,14 +109,8 @@ fn decide(
 fn founded(books: &Books, request: &PayRequest) -> bool {
     let Some(network_id) = &request.series else { return true };
     let card = payment::card_digest(books, &request.method);
-    card.is_some()
-        && books
-            .find_where(|entry| {
-                entry.charged
-                    && entry.card_digest == card
-                    && entry.network_transaction_id.as_ref() == Some(network_id)
-            })
-            .is_some()
+    let first = books.find_named(&Name::Network(network_id.clone()));
+    card.is_some() && first.is_some_and(|entry| entry.charged && entry.card_digest == card)
 }
 
 fn act(books: &Books, request: &PayRequest, acts: Acts, now: Millis) -> io::Result<LedgerEntry> {
