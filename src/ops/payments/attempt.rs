@@ -171,10 +171,15 @@ impl Vault {
         for pause in pauses.into_iter().chain(std::iter::repeat(last)) {
             let left = held.deadline.saturating_duration_since(self.clock.instant());
             if left.is_zero() {
-                break;
+                held.attempt.sensitive = None;
+                // An answer that is known outlasts the attempt: only the database is waited for.
+                if held.finding.is_none() {
+                    break;
+                }
             }
+            let pause = if left.is_zero() { pause } else { pause.min(left) };
             tokio::select! {
-                () = tokio::time::sleep(pause.min(left)) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.running.closing() => return,
             }
             let _running = self.running.begin();
