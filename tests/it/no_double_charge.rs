@@ -12,7 +12,7 @@ use super::support::postgres::{Binaries, Cluster, Durability};
 use super::support::vault::{
     METADATA, SAMPLE, SAMPLE_PAN, TestVault, fresh_pan, sample_with, typed, with, without,
 };
-use super::support::{Database, Engine, eventually, left_out};
+use super::support::{Database, Engine, eventually, leak, left_out};
 
 const ID: &str = "PAY_20221114141714891";
 const PATH: &str = "/v1/payments/PAY_20221114141714891";
@@ -192,6 +192,61 @@ both_engines! {
         vault.finish(&[SAMPLE_PAN, "850"]).await;
     }
 
+    /// The vault is killed while the gateway works on the payment: the row was there before, so that the
+    /// next process knows the id, sends nothing, and learns the outcome.
+    async fn a_killed_vault_sends_nothing_twice(db: Database) {
+        let (mut vault, gateway) = TestVault::start_scripted(&db).await;
+        gateway.on(|call| if call.path == PAY { Reply::Held(Box::new(paid(call))) } else { not_exist() });
+        let body = without(SAMPLE, &format!("{METADATA}/isCardOnFile"));
+        let mut program = vault.start_program().await;
+        let checkout = vault.client("checkout");
+        let first = tokio::spawn({
+            let body = body.clone().into_bytes();
+            async move {
+                let headers = [("content-type", "application/json")];
+                checkout.try_call("POST", "/v1/payments", &headers, Some(body)).await
+            }
+        });
+        gateway.wait_for_pays(1).await;
+        program.kill().expect("killed");
+        program.wait().expect("killed");
+        assert!(first.await.expect("a task").is_err());
+        db.assert_clean(&[SAMPLE_PAN, "850"]);
+        let log = std::fs::read(vault.program_log()).expect("a log");
+        leak::assert_clean(&[SAMPLE_PAN, "850"], &log, "the program's log");
+        vault.restart().await;
+        let checkout = vault.client("checkout");
+        for _ in 0..2 {
+            assert_eq!(checkout.post("/v1/payments", &body).await.expect(200).text_at("/status"), "UNKNOWN");
+            let asked = checkout.get(&format!("{PATH}?refresh=true")).await.expect(200);
+            assert_eq!(asked.text_at("/status"), "UNKNOWN");
+        }
+        gateway.on(paid);
+        let asked = checkout.get(&format!("{PATH}?refresh=true")).await.expect(200);
+        assert_eq!(asked.text_at("/status"), "AUTHORIZED");
+        assert_eq!(gateway.pays().len(), 1);
+        vault.finish(&[SAMPLE_PAN, "850"]).await;
+    }
+
+    /// A payment that the gateway works on is never repeated by the vault itself.
+    async fn a_payment_in_process_is_not_repeated(db: Database) {
+        let (vault, gateway) = TestVault::start_scripted(&db).await;
+        gateway.on(|call| if call.path == PAY { result("U", "PAYMENT_IN_PROCESS") } else { not_exist() });
+        let checkout = vault.client("checkout");
+        let plain = without(SAMPLE, &format!("{METADATA}/cvv"));
+        assert_eq!(checkout.post("/v1/payments", &plain).await.expect(200).text_at("/status"), "PROCESSING");
+        for _ in 0..3 {
+            let asked = checkout.get(&format!("{PATH}?refresh=true")).await.expect(200);
+            assert_eq!(asked.text_at("/status"), "PROCESSING");
+            assert_eq!(checkout.post("/v1/payments", &plain).await.text_at("/status"), "PROCESSING");
+        }
+        assert_eq!(gateway.pays().len(), 1);
+        gateway.on(paid);
+        let asked = checkout.get(&format!("{PATH}?refresh=true")).await.expect(200);
+        assert_eq!(asked.text_at("/status"), "AUTHORIZED");
+        vault.finish(&[SAMPLE_PAN, "850"]).await;
+    }
+
     /// A request that the gateway says it never had is repeated by the process that sent it: the same id,
     /// the same bytes, CVV and cryptogram included, each signed anew.
     async fn a_lost_request_is_repeated_byte_for_byte(db: Database) {
@@ -276,7 +331,8 @@ both_engines! {
     async fn a_signed_answer_ends_the_cvv(db: Database) {
         let (vault, gateway) = TestVault::start_scripted(&db).await;
         let checkout = vault.client("checkout");
-        let answers: [(&str, fn(&Received) -> Reply); 4] = [
+        type Answer = fn(&Received) -> Reply;
+        let answers: [(&str, Answer); 4] = [
             ("PAY_UNCLEAR", |_| result("U", "UNKNOWN_EXCEPTION")),
             ("PAY_REPEATED", |_| result("F", "REPEAT_REQ_INCONSISTENT")),
             ("PAY_OTHER", |call| {
@@ -336,7 +392,7 @@ both_engines! {
 
 /// The database dies after the request was sent: the caller is told that the outcome is not known, the id
 /// may be repeated, and when the database is back the answer that came meanwhile is recorded, without
-/// another word to the gateway.
+/// another word to the gateway, however long that took.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_lost_after_sending_loses_no_outcome() {
     let Some(binaries) = Binaries::find() else {
@@ -347,6 +403,7 @@ async fn a_database_lost_after_sending_loses_no_outcome() {
         let db = Database::at(cluster.fresh_database().await, Engine::Postgres, cluster.folder.clone());
         let (mut vault, gateway) = TestVault::start_scripted(&db).await;
         vault.config.gateway.iter_mut().for_each(|gateway| gateway.timeout_ms = 60_000);
+        vault.policy.attempt_deadline = Duration::from_millis(1_000);
         vault.restart().await;
         gateway.on(move |call| {
             let answer = if reply == "S" { paid(call) } else { result("F", "DO_NOT_HONOR") };
@@ -364,6 +421,8 @@ async fn a_database_lost_after_sending_loses_no_outcome() {
         let lost = first.await.expect("an answer").expect_problem(503, "outcome_not_known");
         assert!(lost.headers.contains_key("retry-after"));
         checkout.post("/v1/payments", &body).await.expect_problem(503, "unavailable");
+        // Longer than the attempt may last.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
         cluster.launch().await;
         wait_for_any(&checkout, id, status).await;
         let known = checkout.post("/v1/payments", &body).await.expect(200);

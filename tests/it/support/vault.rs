@@ -2,9 +2,10 @@
 //! sandbox, with callers that have real certificates. Everything that it logs is searched for card data
 //! when a story ends.
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -136,6 +137,44 @@ impl TestVault {
     pub async fn restart(&mut self) {
         self.stop().await;
         self.serve().await;
+    }
+
+    /// Stops the vault in this process and starts the real program in its place, so that it can be killed.
+    /// [`TestVault::restart`] serves in this process again. The program takes the sandbox or the gateway
+    /// from the configuration here.
+    pub async fn start_program(&mut self) -> Child {
+        self.stop().await;
+        let file = self.dir.path().join("cardvault.toml");
+        let mut text: toml::Table = std::fs::read_to_string(&file).expect("text").parse().expect("TOML");
+        for gateway in text["gateway"].as_array_mut().expect("gateways") {
+            gateway["base_url"] = toml::Value::from(self.config.gateway[0].base_url.clone());
+            let table = gateway.as_table_mut().expect("a table");
+            table.insert("timeout_ms".to_owned(), toml::Value::from(60_000));
+        }
+        let changed = self.dir.path().join("program.toml");
+        std::fs::write(&changed, text.to_string()).expect("a file");
+        let log = std::fs::File::create(self.program_log()).expect("a file");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cardvault"))
+            .args(["serve", "--config"])
+            .arg(changed)
+            .env("CARDVAULT_LOG", "trace")
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the binary runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let ready = lines.find_map(|line| line.ok().filter(|line| line.starts_with("ready ")));
+        let ready = ready.unwrap_or_else(|| {
+            panic!("not ready: {}", std::fs::read_to_string(self.program_log()).unwrap_or_default())
+        });
+        let address = ready.split("api=https://").nth(1).and_then(|rest| rest.split(' ').next());
+        self.address = address.and_then(|text| text.parse().ok()).expect("an address");
+        child
+    }
+
+    /// Where the program's log goes.
+    pub fn program_log(&self) -> PathBuf {
+        self.dir.path().join("program.log")
     }
 
     /// Stops the sandbox and starts it again on the same ledger and address.
