@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// Largest request body, in bytes.
 pub const BODY_BYTES: usize = 64 * 1024;
+/// How much of a body past that limit is read and thrown away, so that the refusal reaches its sender.
+pub const DISCARDED_BYTES: usize = 1024 * 1024;
+/// How long that may take.
+pub const DISCARDING: Duration = Duration::from_secs(1);
 /// Deepest nesting of a request's JSON.
 pub const JSON_DEPTH: usize = 16;
 /// Largest answer that is read from the gateway, in bytes.

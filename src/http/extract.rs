@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use axum::body::Body;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, Request};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 
+use crate::base::card::find_pans;
 use crate::base::fault::FieldFault;
 use crate::base::json;
-use crate::base::limits::BODY_BYTES;
+use crate::base::limits::{BODY_BYTES, DISCARDED_BYTES, DISCARDING};
 use crate::base::secret::{SecretBuf, SecretText};
 use crate::model::vocabulary;
 
@@ -23,6 +25,7 @@ pub async fn json_body(request: Request<Body>) -> Result<SecretText, Problem> {
     check_headers(&head.headers)?;
     let declared = head.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if declared.is_some_and(|length: usize| length > BODY_BYTES) {
+        discard(body).await;
         return Err(problem::BODY_TOO_LARGE.into());
     }
     let bytes = collect(body, declared.unwrap_or(BODY_BYTES)).await?;
@@ -48,12 +51,29 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
+/// Reads on past the limit, for a while: a caller that is still writing when the connection closes would
+/// lose the answer that tells why.
+async fn discard(mut body: Body) {
+    let all = async {
+        let mut read = 0;
+        while let (true, Some(Ok(frame))) = (read < DISCARDED_BYTES, body.frame().await) {
+            read += frame.data_ref().map_or(0, Bytes::len);
+        }
+    };
+    // Whether it came to its end does not matter: the answer is the same.
+    let _ = tokio::time::timeout(DISCARDING, all).await;
+}
+
 async fn collect(mut body: Body, capacity: usize) -> Result<SecretBuf, Problem> {
     let mut bytes = SecretBuf::with_capacity(capacity);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| broken(&error))?;
         let Ok(data) = frame.into_data() else { continue };
-        bytes.push(&data).map_err(|_| problem::BODY_TOO_LARGE)?;
+        if bytes.push(&data).is_err() {
+            drop(bytes);
+            discard(body).await;
+            return Err(problem::BODY_TOO_LARGE.into());
+        }
     }
     Ok(bytes)
 }
@@ -109,9 +129,23 @@ impl Query {
         self.get(name).map(|text| parse(text).ok_or_else(|| Self::fault(name))).transpose()
     }
 
+    /// An id that the database is asked for. A card number is none, whatever the parameter: what is
+    /// looked up may stand in the database's log.
+    pub fn id<T>(
+        &self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, Problem> {
+        self.parsed(name, |text| if find_pans(text).is_empty() { parse(text) } else { None })
+    }
+
     /// `limit`: 1 to 100, 50 where absent.
     pub fn limit(&self) -> Result<i64, Problem> {
-        let limit = self.parsed("limit", |text| text.parse().ok().filter(|n| (1..=100).contains(n)))?;
+        // The standard library also reads `+7` and `007`: a number has one spelling here.
+        let plain = |text: &&str| !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
+        let limit = self.parsed("limit", |text| {
+            Some(text).filter(plain)?.parse().ok().filter(|n| (1..=100).contains(n))
+        })?;
         Ok(limit.unwrap_or(50))
     }
 }
@@ -132,7 +166,7 @@ mod tests {
         for bad in ["x=1", "after=1&after=2", "after=", "after", "after=%ff", "after=%00", "After=1"] {
             assert_eq!(read(bad).err().map(|p| p.code()), Some("invalid_query"), "{bad}");
         }
-        for bad in ["limit=0", "limit=101", "limit=-1", "limit=x", "limit=1e1"] {
+        for bad in ["limit=0", "limit=101", "limit=-1", "limit=x", "limit=1e1", "limit=+1", "limit=01"] {
             assert!(read(bad).is_ok_and(|q| q.limit().is_err()), "{bad}");
         }
     }

@@ -9,10 +9,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequest, MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
-use axum::routing::{get, post, put};
+use axum::routing::MethodRouter;
 
 use crate::base::ids::RequestId;
 use crate::model::access::{Action, Allowed, Caller, Client, Presented, identify};
@@ -32,22 +32,32 @@ pub struct Api {
     pub clients: Arc<Vec<Client>>,
 }
 
+/// Makes the table of routes and its list, so that no route is served that a test of access does not see.
+macro_rules! routes {
+    ($($path:literal { $($method:ident $handler:ident)+ })+) => {
+        /// Every route that is served: method and path.
+        pub const ROUTES: &[(&str, &str)] = &[$($((stringify!($method), $path),)+)+];
+
+        fn table() -> Router<Api> {
+            Router::new()$(.route($path, MethodRouter::new()$(.$method(routes::$handler::handle))+))+
+        }
+    };
+}
+
+routes! {
+    "/v1/cards" { post create_card get list_cards }
+    "/v1/cards/{card_id}" { get read_card patch patch_card delete erase_card }
+    "/v1/cards/{card_id}/cvv" { put put_cvv }
+    "/v1/payments" { post create_payment get list_payments }
+    "/v1/payments/{payment_request_id}" { get read_payment }
+    "/v1/events" { get list_events }
+    "/v1/whoami" { get whoami }
+    "/openapi.json" { get openapi }
+}
+
 /// The API's routes.
 pub fn router(api: Api) -> Router {
-    Router::new()
-        .route("/v1/cards", post(routes::create_card::handle).get(routes::list_cards::handle))
-        .route(
-            "/v1/cards/{card_id}",
-            get(routes::read_card::handle)
-                .patch(routes::patch_card::handle)
-                .delete(routes::erase_card::handle),
-        )
-        .route("/v1/cards/{card_id}/cvv", put(routes::put_cvv::handle))
-        .route("/v1/payments", post(routes::create_payment::handle).get(routes::list_payments::handle))
-        .route("/v1/payments/{payment_request_id}", get(routes::read_payment::handle))
-        .route("/v1/events", get(routes::list_events::handle))
-        .route("/v1/whoami", get(routes::whoami::handle))
-        .route("/openapi.json", get(routes::openapi::handle))
+    table()
         .fallback(|| async { Problem::from(problem::NOT_FOUND) })
         .method_not_allowed_fallback(|| async { Problem::from(problem::METHOD_NOT_ALLOWED) })
         .layer(from_fn_with_state(api.clone(), every_request))
@@ -57,8 +67,8 @@ pub fn router(api: Api) -> Router {
 /// Identifies the caller, runs the handler, writes the answer and one line of log.
 async fn every_request(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
     let started = Instant::now();
-    let method = request.method().clone();
-    // The path as it was matched: the one that was sent may hold anything.
+    // The path as it was matched, and a method that has a name: what was sent may hold anything.
+    let method = method_name(request.method());
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let Ok(request_id) = RequestId::make() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -84,7 +94,7 @@ async fn every_request(State(api): State<Api>, mut request: Request, next: Next)
     tracing::info!(
         request = %request_id,
         client = client.as_ref().map(|name| name.as_str()),
-        method = %method,
+        method,
         route = route.as_deref().unwrap_or("none"),
         status = response.status().as_u16(),
         code,
@@ -103,6 +113,19 @@ fn identified(api: &Api, peer: Option<&Peer>, request_id: &RequestId) -> Result<
     let presented = Presented { uris: &peer.uri_sans, dns: &peer.dns_sans, spki_sha256: &peer.spki_sha256 };
     let client = identify(&api.clients, &presented).ok_or(problem::CLIENT_NOT_KNOWN)?;
     Ok(Caller { client: client.clone(), request_id: request_id.clone() })
+}
+
+/// A method for the log: HTTP lets a caller make one up, a card number for one.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
 }
 
 /// A path has one spelling: nothing encoded, no empty or dotted segment.

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -15,6 +15,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -324,18 +326,26 @@ impl Shared {
         activity: Arc<Activity>,
     ) -> Result<Response<Body>, Infallible> {
         let _busy = Busy::start(activity);
+        let unread = Arc::new(AtomicBool::new(!request.body().is_end_stream()));
         let mut request = request.map(|body| {
             if body.is_end_stream() {
                 return Body::empty();
             }
-            Body::new(BodyInTime { body, end: Box::pin(sleep(self.limits.body_timeout)) })
+            let end = Box::pin(sleep(self.limits.body_timeout));
+            Body::new(BodyInTime { body, end, unread: Arc::clone(&unread) })
         });
         request.extensions_mut().insert(ConnectInfo(remote));
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
         // A router is always ready: it queues nothing.
-        self.app.clone().call(request).await
+        let mut response = self.app.clone().call(request).await?;
+        if unread.load(Ordering::Acquire) {
+            // The rest of the body stands where the next request would: hyper may have to close, and a
+            // caller that is not told would send its next request into the void.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 }
 
@@ -399,6 +409,8 @@ impl Drop for Busy {
 struct BodyInTime {
     body: Incoming,
     end: Pin<Box<Sleep>>,
+    /// Cleared once the last byte was read.
+    unread: Arc<AtomicBool>,
 }
 
 /// The body did not arrive in time.
@@ -415,6 +427,9 @@ impl HttpBody for BodyInTime {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            if frame.is_none() || self.body.is_end_stream() {
+                self.unread.store(false, Ordering::Release);
+            }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         self.end.as_mut().poll(context).map(|()| Some(Err(BodyTooSlow.into())))

@@ -63,13 +63,13 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// Codes of faults that pass: SQLite busy or locked (5, 6 and their extended codes), disk full or not
-/// writable (8, 10, 13); PostgreSQL's classes 08 (connection), 40 (serialisation), 53 (resources), 57
+/// Codes of faults that pass: SQLite busy or locked (5, 6 and their extended codes), disk full, not
+/// writable or not to be opened (8, 10, 13, 14: also where file descriptors run out); PostgreSQL's classes 08 (connection), 40 (serialisation), 53 (resources), 57
 /// (shutdown), 25006 (read-only).
 fn is_passing(code: Option<&str>) -> bool {
     let Some(code) = code else { return false };
     if let (true, Ok(sqlite)) = (code.len() < 5, code.parse::<u32>()) {
-        return matches!(sqlite & 0xff, 5 | 6 | 8 | 10 | 13);
+        return matches!(sqlite & 0xff, 5 | 6 | 8 | 10 | 13 | 14);
     }
     ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25006"
 }
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn faults_that_pass_are_told_from_those_that_stay() {
-        for code in ["5", "6", "517", "13", "08006", "40001", "40P01", "53300", "57P01", "25006"] {
+        for code in ["5", "6", "517", "13", "14", "08006", "40001", "40P01", "53300", "57P01", "25006"] {
             assert!(is_passing(Some(code)), "{code}");
         }
         for code in ["1", "19", "2067", "23505", "42P01", "22001"] {

@@ -3,10 +3,17 @@
 
 #[macro_use]
 mod support;
+mod bad_input;
+mod cards;
+mod certificates;
+mod command_line;
 mod cvv;
 mod events;
+mod isolation;
 mod main_job;
 mod no_double_charge;
+mod outage;
 mod payments;
 mod scrubbing;
+mod sealing;
 mod support_self_test;

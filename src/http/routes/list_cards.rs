@@ -16,7 +16,7 @@ pub async fn handle(call: Call) -> Result<Response<Body>, Problem> {
     let allowed = call.allow::<ReadCards>()?;
     let query = Query::read(call.query(), &["referenceBuyerId", "fingerprint", "after", "limit"])?;
     let limit = query.limit()?;
-    let buyer = query.parsed("referenceBuyerId", BuyerId::parse)?;
+    let buyer = query.id("referenceBuyerId", BuyerId::parse)?;
     let wanted = CardQuery {
         buyer: buyer.map(|buyer| buyer.as_str().to_owned()),
         fingerprint: query.parsed("fingerprint", fingerprint::parse)?,

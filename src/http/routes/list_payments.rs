@@ -19,7 +19,7 @@ pub async fn handle(call: Call) -> Result<Response<Body>, Problem> {
     let wanted = PaymentQuery {
         card_id: query.parsed("cardId", CardId::parse)?,
         status: query.parsed("status", Status::parse)?,
-        after: query.parsed("after", PaymentRequestId::parse)?,
+        after: query.id("after", PaymentRequestId::parse)?,
     };
     let vault = call.vault;
     let (payments, more) =

@@ -13,8 +13,9 @@ pub mod read_card;
 pub mod read_payment;
 pub mod whoami;
 
+use crate::base::card::find_pans;
 use crate::base::fault::FieldFault;
-use crate::base::ids::CardId;
+use crate::base::ids::{CardId, PaymentRequestId};
 use crate::base::json::Object;
 
 use super::problem::{self, Problem};
@@ -22,6 +23,13 @@ use super::problem::{self, Problem};
 /// A card's reference in a path: what is not one is not found.
 fn card_id(text: &str) -> Result<CardId, Problem> {
     CardId::parse(text).ok_or_else(|| problem::NOT_FOUND.into())
+}
+
+/// A payment's id in a path. A card number is never looked up, so that no log of the database keeps it.
+fn payment_request_id(text: &str) -> Result<PaymentRequestId, Problem> {
+    PaymentRequestId::parse(text)
+        .filter(|_| find_pans(text).is_empty())
+        .ok_or_else(|| problem::NOT_FOUND.into())
 }
 
 /// A body that must be an object.

@@ -5,7 +5,9 @@
 pub mod gateway;
 pub mod leak;
 pub mod postgres;
+pub mod sql;
 pub mod vault;
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 
@@ -52,6 +54,10 @@ impl Database {
     /// A database that somebody else keeps.
     pub fn at(url: String, engine: Engine, files: PathBuf) -> Self {
         Self { url, engine, files, _owned: None }
+    /// A fresh database in a cluster of the story's own, which it may crash.
+    pub async fn in_cluster(cluster: &postgres::Cluster) -> Self {
+        let url = cluster.fresh_database().await;
+        Self { url, engine: Engine::Postgres, files: cluster.folder.clone(), _owned: None }
     }
 
     /// Fails if one of the secrets is in the engine's files.

@@ -203,6 +203,13 @@ impl TestVault {
         self.sandbox.ledger().iter().filter(|entry| mine(&entry.payment_request_id) && entry.charged).count()
     }
 
+    /// What was logged as an error since this vault was made, for a story that has failed.
+    pub fn logged_errors(&self) -> String {
+        let captured = self.guard.captured();
+        let text = String::from_utf8_lossy(&captured);
+        text.lines().filter(|line| line.contains("\"ERROR\"")).collect::<Vec<_>>().join("\n")
+    }
+
     /// Stops everything and fails if one of the secrets is in the log or in the database's files.
     pub async fn finish(mut self, secrets: &[&str]) {
         self.stop().await;
