@@ -12,12 +12,14 @@ use time::format_description::well_known::Rfc3339;
 pub struct Millis(pub i64);
 
 impl Millis {
-    /// RFC 3339 in UTC with milliseconds, as the API shows time.
+    /// RFC 3339 in UTC with milliseconds, as the API shows time: always three digits of them, so that
+    /// texts sort as times do.
     pub fn rfc3339(self) -> String {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000)
+        OffsetDateTime::from_unix_timestamp(self.0.div_euclid(1000))
             .ok()
             .and_then(|time| time.format(&Rfc3339).ok())
-            .unwrap_or_else(|| "1970-01-01T00:00:00Z".to_owned())
+            .and_then(|text| Some(format!("{}.{:03}Z", text.strip_suffix('Z')?, self.0.rem_euclid(1000))))
+            .unwrap_or_else(|| "1970-01-01T00:00:00.000Z".to_owned())
     }
 
     /// This time moved by `by`; saturates at the ends of time.

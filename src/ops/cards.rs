@@ -65,6 +65,9 @@ impl Vault {
     ) -> Result<(bool, CardId), OpError> {
         for _ in 0..TURNS {
             if let Some(row) = self.find_by_pan(merchant, pan, buyer).await? {
+                let _turn = self.queues.turn(&row.card_id).await;
+                // It may have been changed, or erased, while this caller waited.
+                let Some(row) = rows::find_card(&self.db, merchant, &row.card_id).await? else { continue };
                 if self.retype(merchant, &row, &details).await? {
                     return Ok((false, row.card_id));
                 }
@@ -188,6 +191,7 @@ impl Vault {
         patch: impl Fn() -> Result<CardPatch, Vec<FieldFault>>,
     ) -> Result<MaskedCard, OpError> {
         let merchant = allowed.merchant();
+        let _turn = self.queues.turn(id).await;
         for _ in 0..TURNS {
             let row = self.live_card(merchant, id).await?;
             let patch = patch().map_err(OpError::Invalid)?;

@@ -18,7 +18,7 @@ use crate::base::card::BinFormat;
 use crate::base::clock::{Millis, SharedClock};
 use crate::base::cvv::Cvv;
 use crate::base::entropy::NoEntropy;
-use crate::base::ids::{GatewayAccount, InstanceId, Merchant};
+use crate::base::ids::{CardId, GatewayAccount, InstanceId, Merchant};
 use crate::base::secret::SecretBuf;
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::envelope::{self, OpenError};
@@ -57,6 +57,31 @@ impl Default for Policy {
     }
 }
 
+/// Queues for those who read a card's details, change them and write them back. The database's
+/// compare-and-swap decides who is first, also between processes; but among many callers it lets one win
+/// at a time and sends all others round again, until some give up. Cards share a queue by chance, which
+/// costs them nothing but a little waiting.
+struct CardQueues([tokio::sync::Mutex<()>; 64]);
+
+impl Default for CardQueues {
+    fn default() -> Self {
+        Self([const { tokio::sync::Mutex::const_new(()) }; 64])
+    }
+}
+
+impl CardQueues {
+    /// Waits for the card's turn, which lasts until the guard is dropped.
+    async fn turn(&self, id: &CardId) -> tokio::sync::MutexGuard<'_, ()> {
+        // An id is random, so any part of it spreads evenly.
+        let place = id
+            .as_str()
+            .bytes()
+            .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
+        let [first, ..] = &self.0;
+        self.0.get(place % self.0.len()).unwrap_or(first).lock().await
+    }
+}
+
 /// Everything an operation works with.
 pub struct Vault {
     /// The database.
@@ -71,6 +96,8 @@ pub struct Vault {
     pub accounts: HashMap<GatewayAccount, Arc<dyn Gateway>>,
     /// Time.
     pub clock: SharedClock,
+    /// Changes of one card wait for one another here.
+    queues: CardQueues,
     /// This process.
     pub instance: InstanceId,
     /// What the deployment chose.
@@ -97,6 +124,7 @@ impl Vault {
             process_key: ProcessKey::make()?,
             accounts,
             clock,
+            queues: CardQueues::default(),
             instance: InstanceId::make()?,
             policy,
             running: Running::default(),

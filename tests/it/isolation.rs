@@ -7,7 +7,7 @@ use cardvault::http::router::ROUTES;
 use cardvault::model::access::Scope;
 use serde_json::{Value, json};
 
-use super::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan};
+use super::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan, sample_with};
 
 /// A route as a request: method, path as the router has it, and the scope that it needs.
 const TABLE: &[(&str, &str, Option<Scope>)] = &[
@@ -211,7 +211,7 @@ both_engines! {
         }
         // A card inline needs the right to write cards too, and so does a CVV beside a reference.
         let subscriptions = vault.client("subscriptions");
-        let inline = super::support::vault::sample_with("SUBSCRIPTIONS_INLINE", "100");
+        let inline = sample_with("SUBSCRIPTIONS_INLINE", "100");
         subscriptions.post("/v1/payments", &inline).await.expect_problem(403, "missing_scope");
         let card_id = vault.client("checkout").card(&pan).await;
         let mut with_cvv: Value = serde_json::from_str(&by_reference("SUBSCRIPTIONS_CVV", "100", &card_id)).unwrap();
