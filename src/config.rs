@@ -217,7 +217,7 @@ impl Config {
         text: &str,
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut table: toml::Table = text.parse().map_err(|error| key_error(&error))?;
+        let mut table: toml::Table = text.parse().map_err(|error| syntax_error(text, &error))?;
         for (name, value) in environment {
             override_key(&mut table, &name, &value)?;
         }
@@ -408,9 +408,22 @@ fn has_password(url: &str) -> bool {
         || user.is_some_and(|(_, user)| user.contains(':'))
 }
 
-/// The key and what is wrong with it. The library's own text quotes the line, which is left out.
+/// The line and what is wrong with it. The library's own text quotes the line, which is left out.
+fn syntax_error(text: &str, error: &toml::de::Error) -> ConfigError {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = 1 + before.matches('\n').count();
+    ConfigError::Key(format!("line {line}: {}", error.message()))
+}
+
+/// The key and what is wrong with it: the library names the key on a line of its own.
 fn key_error(error: &toml::de::Error) -> ConfigError {
-    ConfigError::Key(error.message().to_owned())
+    ConfigError::Key(error.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "))
+}
+
+/// The environment's variables. One that is not text is none of ours, and must not end the process.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn override_key(table: &mut toml::Table, name: &str, value: &str) -> Result<(), ConfigError> {
@@ -459,7 +472,9 @@ mod tests {
     #[test]
     fn a_wrong_key_is_named() {
         for (from, to, named) in [
-            ("listen = \"127.0.0.1:8443\"", "listen = \"here\"", "socket address"),
+            ("listen = \"127.0.0.1:8443\"", "listen = \"here\"", "api.listen"),
+            ("bin_digits = 6", "bin_digits = \"six\"", "api.bin_digits"),
+            ("[retention]", "[retention", "line 3"),
             ("[keys]\n", "[keys]\ncolour = 1\n", "colour"),
             ("bin_digits = 6", "bin_digits = 7", "api.bin_digits"),
             ("base_url = \"https:", "base_url = \"http:", "base_url"),

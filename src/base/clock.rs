@@ -69,7 +69,10 @@ mod tests {
     #[test]
     fn time_is_shown_in_utc() {
         assert_eq!(Millis(1_772_366_400_123).rfc3339(), "2026-03-01T12:00:00.123Z");
-        assert_eq!(Millis(i64::MAX).rfc3339(), "1970-01-01T00:00:00Z");
+        assert_eq!(Millis(1_772_366_400_040).rfc3339(), "2026-03-01T12:00:00.040Z");
+        assert_eq!(Millis(1_772_366_400_000).rfc3339(), "2026-03-01T12:00:00.000Z");
+        assert_eq!(Millis(-1).rfc3339(), "1969-12-31T23:59:59.999Z");
+        assert_eq!(Millis(i64::MAX).rfc3339(), "1970-01-01T00:00:00.000Z");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::base::entropy;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::sandbox::{DEFAULT_LISTEN, DEFAULT_SLOW, Options, Sandbox};
 use crate::telemetry;
 
@@ -70,7 +70,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         println!("Making certificates, keys and a configuration in {}", dir.display());
         init::write(&dir, &args.choices)?;
     }
-    let mut config = Config::load(&path, std::env::vars())?;
+    let mut config = Config::load(&path, config::environment())?;
     let sandbox = match args.choices.gateway_url {
         None => Some(start_sandbox(&dir, &config, args.sandbox_listen).await?),
         Some(_) => None,

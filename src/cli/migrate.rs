@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use crate::app::open_database;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::store::migrate;
 use crate::telemetry;
 
@@ -18,7 +18,7 @@ pub struct Args {
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::start("warn");
-    let config = Config::load(&args.config, std::env::vars())?;
+    let config = Config::load(&args.config, config::environment())?;
     let db = open_database(&config).await?;
     migrate::run(&db).await.context("migrating the database")?;
     db.close().await;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::telemetry;
 
 #[derive(clap::Args)]
@@ -16,7 +16,7 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::start("info");
     telemetry::keep_memory_private();
-    let config = Config::load(&args.config, std::env::vars())?;
+    let config = Config::load(&args.config, config::environment())?;
     let app = App::start(&config).await?;
     println!("{}", app.ready_line());
     app.serve(super::told_to_stop()).await;

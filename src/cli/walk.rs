@@ -115,11 +115,14 @@ async fn outcome(merchant: &Merchant, walk: &Walk<'_>, id: &str) -> anyhow::Resu
 
 /// Ready-to-paste commands.
 pub fn print_curl(dir: &Path, address: SocketAddr) {
-    let pki = dir.join("pki");
+    let file = |name: &str| quoted(&dir.join("pki").join(name).display().to_string());
     let base = format!(
-        "curl --cacert {0}/ca.pem --cert {0}/clients/checkout.pem --key {0}/clients/checkout.key",
-        pki.display()
+        "curl --cacert {} --cert {} --key {}",
+        file("ca.pem"),
+        file("clients/checkout.pem"),
+        file("clients/checkout.key")
     );
+    let address = reachable(address);
     let json = "-H 'Content-Type: application/json'";
     println!("Try it yourself:\n");
     println!("{base} https://{address}/v1/whoami\n");
@@ -128,6 +131,12 @@ pub fn print_curl(dir: &Path, address: SocketAddr) {
     );
     println!("{base} https://{address}/v1/cards\n");
     println!("{base} 'https://{address}/v1/payments/PAY_20221114141714891?refresh=true'\n");
+}
+
+/// One word of a shell's command line.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_');
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 /// A merchant service with its certificate.
