@@ -127,7 +127,7 @@ pub fn print_curl(dir: &Path, address: SocketAddr) {
     println!("Try it yourself:\n");
     println!("{base} https://{address}/v1/whoami\n");
     println!(
-        "{base} {json} \\\n  -d '{{\"cardNo\":\"4054695723100768\",\"expiryMonth\":\"12\",\"expiryYear\":\"29\",\n       \"cardholderName\":{{\"firstName\":\"Tom\",\"lastName\":\"Jay\"}}}}' \\\n  https://{address}/v1/cards\n"
+        "{base} {json} \\\n  -d '{{\"cardNo\":\"4054695723100768\",\"expiryMonth\":\"12\",\"expiryYear\":\"29\",\"cardholderName\":{{\"firstName\":\"Tom\",\"lastName\":\"Jay\"}}}}' \\\n  https://{address}/v1/cards\n"
     );
     println!("{base} https://{address}/v1/cards\n");
     println!("{base} 'https://{address}/v1/payments/PAY_20221114141714891?refresh=true'\n");

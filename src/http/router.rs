@@ -217,6 +217,26 @@ pub fn json(status: StatusCode, text: String) -> Response<Body> {
 mod tests {
     use super::*;
 
+    /// The document describes exactly what is served.
+    #[test]
+    fn openapi_and_the_router_agree() {
+        let document: serde_json::Value = serde_json::from_str(routes::openapi::DOCUMENT).expect("JSON");
+        let paths = document["paths"].as_object().expect("paths");
+        let snake =
+            |path: &str| path.replace("cardId", "card_id").replace("paymentRequestId", "payment_request_id");
+        let mut described: Vec<(String, String)> = Vec::new();
+        for (path, operations) in paths {
+            for method in operations.as_object().expect("operations").keys() {
+                described.push((method.clone(), snake(path)));
+            }
+        }
+        let mut served: Vec<(String, String)> =
+            ROUTES.iter().map(|(method, path)| ((*method).to_owned(), (*path).to_owned())).collect();
+        described.sort();
+        served.sort();
+        assert_eq!(described, served);
+    }
+
     #[test]
     fn a_path_has_one_spelling() {
         assert!(is_canonical("/v1/cards") && is_canonical("/v1/cards/card_1"));

@@ -353,7 +353,7 @@ fn wrong_cards(pan: &str) -> Vec<Case> {
     ] {
         cases.push(Case::at(card(pan, name, "\"text4711\""), 422, "unknown_field", "", "unknown_field"));
     }
-    let hidden = card(pan, &format!("{pan}"), "1");
+    let hidden = card(pan, pan, "1");
     cases.push(Case::at(hidden, 422, "unknown_field", "", "unknown_field"));
     let long = card(pan, &"n".repeat(50_000), "1");
     cases.push(Case::at(long, 422, "unknown_field", "", "unknown_field"));
@@ -922,7 +922,7 @@ impl Dice {
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         let wide = u128::from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        usize::try_from(wide * u128::try_from(end).unwrap() >> 64).unwrap()
+        usize::try_from((wide * u128::try_from(end).unwrap()) >> 64).unwrap()
     }
 }
 

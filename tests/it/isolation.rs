@@ -20,7 +20,9 @@ const TABLE: &[(&str, &str, Option<Scope>)] = &[
     ("post", "/v1/payments", Some(Scope::PaymentsCreate)),
     ("get", "/v1/payments", Some(Scope::PaymentsRead)),
     ("get", "/v1/payments/{payment_request_id}", Some(Scope::PaymentsRead)),
+    ("get", "/v1/events", Some(Scope::EventsRead)),
     ("get", "/v1/whoami", None),
+    ("get", "/openapi.json", None),
 ];
 
 /// What `init` gives its clients, as the documentation tells it.

@@ -54,6 +54,8 @@ impl Database {
     /// A database that somebody else keeps.
     pub fn at(url: String, engine: Engine, files: PathBuf) -> Self {
         Self { url, engine, files, _owned: None }
+    }
+
     /// A fresh database in a cluster of the story's own, which it may crash.
     pub async fn in_cluster(cluster: &postgres::Cluster) -> Self {
         let url = cluster.fresh_database().await;
