@@ -73,6 +73,7 @@ impl App {
         let policy = Policy {
             bin_format: config.bin_format(),
             unattached: Duration::from_secs(u64::from(config.retention.unattached_card_hours) * 3600),
+            declined_attempts: config.retention.declined_attempts_in_30_days,
             ..policy
         };
         let vault = Arc::new(Vault::new(db, keys, accounts, clock, policy)?);

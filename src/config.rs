@@ -124,11 +124,13 @@ pub struct KeysSection {
 pub struct RetentionSection {
     /// How long after it was typed a card without an agreement can be paid with.
     pub unattached_card_hours: u32,
+    /// Declined merchant-initiated attempts in 30 days after which no more is made with a card.
+    pub declined_attempts_in_30_days: u32,
 }
 
 impl Default for RetentionSection {
     fn default() -> Self {
-        Self { unattached_card_hours: 168 }
+        Self { unattached_card_hours: 168, declined_attempts_in_30_days: 15 }
     }
 }
 

@@ -91,6 +91,11 @@ impl Amount {
         self.currency.code()
     }
 
+    /// The number of smallest units. At most 16 digits, so it always fits.
+    pub fn minor_units(&self) -> i64 {
+        self.value.parse().unwrap_or(i64::MAX)
+    }
+
     /// Digits in the smallest unit.
     pub fn value(&self) -> &str {
         &self.value

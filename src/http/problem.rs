@@ -66,6 +66,7 @@ kinds! {
     UNKNOWN_FIELD = 422 "unknown_field" "The request has a member that is not known here. Nothing was stored or sent.";
     CARD_DATA_OUTSIDE_CARD = 422 "card_data_outside_card" "A card number stands where none may be. Nothing was stored or sent.";
     STORED_CREDENTIAL_REQUIRED = 422 "stored_credential_required" "The card was typed too long ago to be paid with unless a stored-credential agreement covers it. Nothing was sent.";
+    STORED_CREDENTIAL_REFUSED = 422 "stored_credential_refused" "A rule of stored credentials forbids the payment; errors tells which. Nothing was sent.";
     BUYER_MISMATCH = 422 "buyer_mismatch" "The card belongs to another buyer. Nothing was sent.";
     TOO_MANY_CVVS = 429 "too_many_cvvs" "Too many CVVs are held at once." after 30;
     INTERNAL = 500 "internal" "The vault failed; its log says why.";
@@ -176,6 +177,10 @@ impl From<OpError> for Problem {
             OpError::Invalid(faults) => faults.into(),
             OpError::Forbidden(_) => MISSING_SCOPE.into(),
             OpError::Refused(Refusal::StoredCredentialRequired) => STORED_CREDENTIAL_REQUIRED.into(),
+            OpError::Refused(Refusal::StoredCredential(reason)) => {
+                let fault = FieldFault::at("/storedCredential", reason.code());
+                Self::with(STORED_CREDENTIAL_REFUSED, vec![fault])
+            }
             OpError::Refused(Refusal::BuyerMismatch) => {
                 let fault = FieldFault::at("/order/buyer/referenceBuyerId", "buyer_mismatch");
                 Self::with(BUYER_MISMATCH, vec![fault])

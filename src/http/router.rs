@@ -48,6 +48,8 @@ routes! {
     "/v1/cards" { post create_card get list_cards }
     "/v1/cards/{card_id}" { get read_card patch patch_card delete erase_card }
     "/v1/cards/{card_id}/cvv" { put put_cvv }
+    "/v1/cards/{card_id}/agreements" { get list_agreements }
+    "/v1/agreements/{agreement_id}" { get read_agreement delete withdraw_agreement }
     "/v1/payments" { post create_payment get list_payments }
     "/v1/payments/{payment_request_id}" { get read_payment }
     "/v1/events" { get list_events }
@@ -222,8 +224,11 @@ mod tests {
     fn openapi_and_the_router_agree() {
         let document: serde_json::Value = serde_json::from_str(routes::openapi::DOCUMENT).expect("JSON");
         let paths = document["paths"].as_object().expect("paths");
-        let snake =
-            |path: &str| path.replace("cardId", "card_id").replace("paymentRequestId", "payment_request_id");
+        let snake = |path: &str| {
+            path.replace("cardId", "card_id")
+                .replace("paymentRequestId", "payment_request_id")
+                .replace("agreementId", "agreement_id")
+        };
         let mut described: Vec<(String, String)> = Vec::new();
         for (path, operations) in paths {
             for method in operations.as_object().expect("operations").keys() {

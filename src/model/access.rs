@@ -159,10 +159,16 @@ actions! {
     EraseCards => CardsDelete,
     /// Pay.
     Pay => PaymentsCreate,
+    /// Pay without the buyer.
+    PayWithoutBuyer => PaymentsMit,
     /// Read payments.
     ReadPayments => PaymentsRead,
     /// Read the event feed.
     ReadEvents => EventsRead,
+    /// Read agreements.
+    ReadAgreements => AgreementsRead,
+    /// Withdraw consent.
+    WithdrawAgreements => AgreementsWrite,
 }
 
 /// Evidence of a decision: only [`Caller::allow`] makes one, and an operation demands it, so that no

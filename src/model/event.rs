@@ -18,6 +18,10 @@ pub enum EventKind {
     PaymentFailed,
     /// A payment was cancelled.
     PaymentCancelled,
+    /// An agreement is in force.
+    AgreementActive,
+    /// An agreement is over.
+    AgreementEnded,
 }
 
 impl EventKind {
@@ -28,6 +32,8 @@ impl EventKind {
             Self::PaymentAuthorized => "payment.authorized",
             Self::PaymentFailed => "payment.failed",
             Self::PaymentCancelled => "payment.cancelled",
+            Self::AgreementActive => "agreement.active",
+            Self::AgreementEnded => "agreement.ended",
         }
     }
 

@@ -1,7 +1,10 @@
 //! What things are, and which changes are legal. Pure: no I/O, no clock of its own.
 
 pub mod access;
+pub mod agreement;
+pub mod agreement_view;
 pub mod card;
+pub mod decline;
 pub mod event;
 pub mod pay_request;
 pub mod payment;

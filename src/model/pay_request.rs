@@ -12,6 +12,7 @@ use crate::base::json::{self, Object};
 use crate::base::money::Amount;
 use crate::base::secret::SecretText;
 
+use super::agreement::{StoredCredential, read_stored_credential};
 use super::card::{CardReader, Details, Parts, TypedCard};
 use super::vocabulary;
 
@@ -62,7 +63,7 @@ impl Sensitive {
 /// A member that is passed on: its name and its raw value.
 pub type Member = (String, SecretText);
 
-/// What the caller says of the card beside a reference; it must agree with what is stored.
+/// What the caller says of the card, or of how it is charged; it must agree with what is stored and sent.
 #[derive(Default)]
 pub struct Claims {
     /// `expiryMonth`.
@@ -71,6 +72,12 @@ pub struct Claims {
     pub year: Option<u8>,
     /// `cardholderName`.
     pub name: Option<Parts>,
+    /// `isCardOnFile`.
+    pub is_card_on_file: Option<bool>,
+    /// `recurringType`.
+    pub recurring_type: Option<String>,
+    /// `networkTransactionId`.
+    pub network_transaction_id: Option<String>,
 }
 
 /// A pay request, read and checked as far as the vault answers for it.
@@ -85,10 +92,18 @@ pub struct PayRequest {
     pub card: CardForm,
     /// CVV and its like.
     pub sensitive: Sensitive,
+    /// A CVV that is held for the card will go with this payment.
+    pub held_cvv: bool,
     /// The caller says that a CVV which is held shall not be waited for (`cvv: "OMIT"`).
     pub omit_cvv: bool,
-    /// What the caller claims of a referenced card.
+    /// What the caller claims.
     pub claims: Claims,
+    /// `storedCredential`.
+    pub stored_credential: Option<StoredCredential>,
+    /// Whether 3D Secure or its upgrade is asked for.
+    pub three_ds: bool,
+    /// Whether `env` has a `browserInfo`.
+    pub has_browser_info: bool,
     /// Top-level members but `paymentMethod`, in their order.
     pub top: Vec<Member>,
     /// Members of `paymentMethod` but `paymentMethodId` and `paymentMethodMetaData`.
@@ -167,9 +182,9 @@ impl PayRequest {
         let id = payment_request_id(&top).map_err(|fault| faults.push(fault)).ok();
         let amount = read_amount(&top, &mut faults);
         let buyer = read_buyer(&top, &mut faults);
-        if top.get("storedCredential").is_some() {
-            faults.push(FieldFault::at("/storedCredential", "unknown_field"));
-        }
+        let stored = top.get("storedCredential").and_then(|raw| {
+            read_stored_credential(raw, now).map_err(|mut wrong| faults.append(&mut wrong)).ok()
+        });
         let method = read_method(&top, &mut faults);
         let card = method.as_ref().and_then(|(method, metadata)| {
             read_card(method, metadata.as_ref(), buyer.as_ref(), now, &mut faults)
@@ -186,9 +201,13 @@ impl PayRequest {
                     buyer,
                     card: card.form,
                     sensitive: card.sensitive,
+                    held_cvv: false,
                     omit_cvv: card.omit_cvv,
                     claims: card.claims,
-                    top: pass(&top, &[]),
+                    stored_credential: stored,
+                    three_ds: card.three_ds,
+                    has_browser_info: has_browser_info(&top),
+                    top: pass(&top, &["storedCredential"]),
                     method: pass(&method, &["paymentMethodId", "paymentMethodMetaData"]),
                     metadata: passed,
                     mpi_with_cavv,
@@ -295,6 +314,10 @@ fn read_buyer(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<BuyerId>
     id
 }
 
+fn has_browser_info(top: &Object<'_>) -> bool {
+    top.get("env").and_then(Object::parse).is_some_and(|env| env.get("browserInfo").is_some())
+}
+
 fn read_method<'a>(
     top: &Object<'a>,
     faults: &mut Vec<FieldFault>,
@@ -325,6 +348,7 @@ struct ReadCard {
     sensitive: Sensitive,
     omit_cvv: bool,
     claims: Claims,
+    three_ds: bool,
 }
 
 fn read_card(
@@ -338,12 +362,13 @@ fn read_card(
     let empty = Object::parse("{}")?;
     let mut reader = CardReader::new(metadata.unwrap_or(&empty), METADATA);
     let has = |name: &str| metadata.is_some_and(|object| object.get(name).is_some());
-    refuse_foreign_flags(&mut reader, metadata.unwrap_or(&empty));
+    let flags = read_flags(&mut reader, metadata.unwrap_or(&empty));
     let mut read = ReadCard {
         form: CardForm::HostedPage,
         sensitive: Sensitive { cavv: read_cavv(metadata, faults), ..Sensitive::default() },
         omit_cvv: false,
-        claims: Claims::default(),
+        claims: flags.claims,
+        three_ds: flags.three_ds,
     };
     match (method.get("paymentMethodId"), has("cardNo")) {
         (Some(_), true) => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "conflict")),
@@ -354,8 +379,9 @@ fn read_card(
                 Some(None) => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "invalid_value")),
                 None => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "invalid_type")),
             }
-            read.claims =
-                Claims { month: reader.month(false), year: reader.year(false), name: reader.name() };
+            read.claims.month = reader.month(false);
+            read.claims.year = reader.year(false);
+            read.claims.name = reader.name();
             read.omit_cvv = says_omit(metadata);
             read.sensitive.cvv = if read.omit_cvv { None } else { reader.cvv() };
         }
@@ -388,18 +414,34 @@ fn says_omit(metadata: Option<&Object<'_>>) -> bool {
     metadata.and_then(|object| object.get("cvv")).and_then(json::string).is_some_and(|text| text == "OMIT")
 }
 
-/// A one-time payment is not one of a stored card, and not one of a series: a caller who says so
-/// contradicts what the vault would send (reference, section 8.1, column A).
-fn refuse_foreign_flags(reader: &mut CardReader<'_>, metadata: &Object<'_>) {
-    match metadata.get("isCardOnFile").map(json::boolean) {
-        None | Some(Some(false)) => {}
-        Some(Some(true)) => reader.fault("isCardOnFile", "conflict"),
-        Some(None) => reader.fault("isCardOnFile", "invalid_type"),
-    }
-    for name in ["recurringType", "networkTransactionId"] {
-        if metadata.get(name).is_some() {
-            reader.fault(name, "conflict");
+struct Flags {
+    claims: Claims,
+    three_ds: bool,
+}
+
+/// The members that say how a card is charged. The vault writes most of them itself: what the caller
+/// says is kept as a claim, and compared with what is sent.
+fn read_flags(reader: &mut CardReader<'_>, metadata: &Object<'_>) -> Flags {
+    let mut flag = |name: &str| match metadata.get(name).map(json::boolean) {
+        None => None,
+        Some(Some(value)) => Some(value),
+        Some(None) => {
+            reader.fault(name, "invalid_type");
+            None
         }
+    };
+    let is_card_on_file = flag("isCardOnFile");
+    let three_ds = [flag("is3DSAuthentication"), flag("enableAuthenticationUpgrade")];
+    let text =
+        |reader: &mut CardReader<'_>, name: &str| reader.string(name).map(|text| text.expose().to_owned());
+    Flags {
+        claims: Claims {
+            is_card_on_file,
+            recurring_type: text(reader, "recurringType"),
+            network_transaction_id: text(reader, "networkTransactionId"),
+            ..Claims::default()
+        },
+        three_ds: three_ds.contains(&Some(true)),
     }
 }
 
@@ -513,21 +555,9 @@ mod tests {
             ),
             (
                 "\"isCardOnFile\": false",
-                "\"isCardOnFile\": true",
-                "/paymentMethod/paymentMethodMetaData/isCardOnFile",
-                "conflict",
-            ),
-            (
-                "\"isCardOnFile\": false",
                 "\"isCardOnFile\": \"no\"",
                 "/paymentMethod/paymentMethodMetaData/isCardOnFile",
                 "invalid_type",
-            ),
-            (
-                "\"isCardOnFile\": false",
-                "\"recurringType\": \"SCHEDULED\"",
-                "/paymentMethod/paymentMethodMetaData/recurringType",
-                "conflict",
             ),
             (
                 "\"cvv\": \"850\"",
@@ -567,9 +597,9 @@ mod tests {
             ),
             (
                 "\"productCode\"",
-                "\"storedCredential\": {}, \"productCode\"",
+                "\"storedCredential\": 7, \"productCode\"",
                 "/storedCredential",
-                "unknown_field",
+                "invalid_type",
             ),
         ] {
             assert_eq!(changed(from, to), [(pointer.to_owned(), code)], "{from} -> {to}");

@@ -13,6 +13,8 @@ pub struct PaymentView {
     pub status: Status,
     /// The card's reference.
     pub card_id: Option<String>,
+    /// The agreement that it opened or used.
+    pub agreement_id: Option<String>,
     /// Antom's id.
     pub payment_id: Option<String>,
     /// ISO 4217.
@@ -36,6 +38,11 @@ impl KeptAnswer {
     /// As it is sealed.
     pub fn json(source: Source, scrubbed: &str) -> String {
         ObjectWriter::default().string("source", source.name()).raw("answer", scrubbed).finish()
+    }
+
+    /// The scrubbed answer in what [`Self::json`] wrote.
+    pub fn answer(kept: &str) -> Option<&str> {
+        Object::parse(kept)?.get("answer")
     }
 }
 
@@ -72,7 +79,7 @@ impl PaymentView {
         out.string("paymentRequestId", &self.payment_request_id)
             .string("status", self.status.name())
             .string_or_null("cardId", self.card_id.as_deref())
-            .raw("agreementId", "null")
+            .string_or_null("agreementId", self.agreement_id.as_deref())
             .string_or_null("paymentId", self.payment_id.as_deref())
             .raw("paymentAmount", &self.amount_json())
             .raw("result", &or_null(result.as_deref()));
@@ -147,6 +154,7 @@ mod tests {
             payment_request_id: "PAY_1".into(),
             status,
             card_id: None,
+            agreement_id: None,
             payment_id: None,
             currency: "EUR".into(),
             amount: "100".into(),
@@ -179,6 +187,7 @@ mod tests {
     fn an_event_carries_neither_the_gateways_words_nor_the_way_to_the_buyers_page() {
         let answer = r#"{"result":{"resultCode":"PAYMENT_IN_PROCESS","resultStatus":"U"},"normalUrl":"https://x","paymentResultInfo":{"a":1}}"#;
         let view = PaymentView {
+            agreement_id: None,
             payment_request_id: "PAY_1".into(),
             status: Status::Processing,
             card_id: None,

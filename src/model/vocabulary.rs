@@ -131,4 +131,13 @@ const NAMES: &[&str] = &[
     "metadata",
     // The vault's own.
     "storedCredential",
+    "initiator",
+    "agreement",
+    "agreementId",
+    "type",
+    "consent",
+    "acceptedAt",
+    "textVersion",
+    "maxAmount",
+    "expiresAt",
 ];

@@ -13,6 +13,7 @@ use crate::crypto::ephemeral::EphemeralSealed;
 use crate::crypto::keyring::Purpose;
 use crate::crypto::{envelope, fingerprint};
 use crate::model::access::{Allowed, EraseCards, ReadCards, WriteCards};
+use crate::model::agreement::AgreementEvent;
 use crate::model::card::{CardPatch, Details, MaskedCard, TypedCard};
 use crate::slots::Taken;
 use crate::store::cards as rows;
@@ -257,12 +258,17 @@ impl Vault {
         cvv_of(&bytes)
     }
 
-    /// Erases a card, at once and for good. Erasing it again is erasing it once.
+    /// Erases a card, at once and for good, and ends its agreements. Erasing it again is erasing it once.
     pub async fn erase_card(&self, allowed: &Allowed<EraseCards>, id: &CardId) -> Result<(), OpError> {
         let merchant = allowed.merchant();
-        if !rows::erase_card(&self.db, merchant, id, self.now()).await? {
+        let mut tx = self.db.begin_write().await?;
+        if !rows::erase_card(&mut tx, merchant, id, self.now()).await? {
+            tx.rollback().await?;
             return Err(OpError::NotFound(None));
         }
+        self.end_agreements(&mut tx, merchant, id, AgreementEvent::CardErased).await?;
+        tx.commit().await?;
+        self.bell.ring_written();
         self.slots.forget(merchant, id);
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Order matters here and is written down: record the intent, act, record the outcome. Ask of every
 //! line: what if the process dies now?
 
+pub mod agreements;
 pub mod cards;
 pub mod error;
 pub mod events;
@@ -40,6 +41,8 @@ pub struct Policy {
     pub bin_format: BinFormat,
     /// How long after it was typed a card without an agreement can be paid with.
     pub unattached: Duration,
+    /// Declined merchant-initiated attempts in 30 days after which no more is made with a card.
+    pub declined_attempts: u32,
     /// How long the process that sent a payment may repeat it and keep its CVV.
     pub attempt_deadline: Duration,
     /// Pauses between inquiries after an unclear answer (reference, section 11.2).
@@ -51,6 +54,7 @@ impl Default for Policy {
         Self {
             bin_format: BinFormat::Six,
             unattached: Duration::from_secs(168 * 3600),
+            declined_attempts: 15,
             attempt_deadline: crate::base::limits::ATTEMPT_DEADLINE,
             inquiry_pauses: [1, 2, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5].map(Duration::from_secs).to_vec(),
         }

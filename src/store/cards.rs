@@ -245,11 +245,16 @@ pub async fn take_cvv(
 
 /// Erases a card: ciphertext, fingerprint, BIN and buyer go; id, brand, last4 and times stay. `false`
 /// where the merchant never had it; erasing twice is erasing once.
-pub async fn erase_card(db: &Db, merchant: &Merchant, id: &CardId, now: Millis) -> Result<bool, StoreError> {
+pub async fn erase_card(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    id: &CardId,
+    now: Millis,
+) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE cards SET fingerprint = NULL, pan = NULL, details = NULL, buyer = '', \
          bin = '', cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, \
          updated_at = $3, erased_at = COALESCE(erased_at, $3) \
          WHERE merchant = $1 AND card_id = $2";
     let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
-    Ok(db.execute(SQL, &args).await? == 1)
+    Ok(tx.execute(SQL, &args).await? == 1)
 }

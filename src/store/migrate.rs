@@ -16,6 +16,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0001_cards_payments_keys.sql"),
     ),
     (
+        2,
+        "agreements",
+        include_str!("../../migrations/sqlite/0002_agreements.sql"),
+        include_str!("../../migrations/postgres/0002_agreements.sql"),
+    ),
+    (
         3,
         "events",
         include_str!("../../migrations/sqlite/0003_events.sql"),

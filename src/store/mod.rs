@@ -1,6 +1,7 @@
 //! The SQL database: SQLite inside the process, or PostgreSQL. It only ever holds sealed bytes, and
 //! knows nothing of keys.
 
+pub mod agreements;
 pub mod backend;
 pub mod cards;
 pub mod events;

@@ -3,8 +3,10 @@
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
 use crate::base::clock::Millis;
-use crate::base::ids::{CardId, ClientName, GatewayAccount, Merchant, PaymentRequestId};
+use crate::base::ids::{AgreementId, CardId, ClientName, GatewayAccount, Merchant, PaymentRequestId};
 use crate::base::sealed::Sealed;
+use crate::model::agreement::Initiator;
+use crate::model::decline::Decline;
 use crate::model::payment::Status;
 
 /// A payment to insert.
@@ -29,6 +31,13 @@ pub struct NewPayment<'a> {
     pub amount: &'a str,
     /// Whether it leaves with a CVV or its like.
     pub had_sensitive: bool,
+    /// Who begins it.
+    pub initiator: Initiator,
+    /// The agreement that it opens or uses.
+    pub agreement_id: Option<&'a AgreementId>,
+    /// Whether it uses the agreement, which must then allow it in the very statement that inserts the
+    /// payment, so that no payment overtakes a withdrawal.
+    pub uses_agreement: bool,
     /// Whether the number was typed for a card that was known already.
     pub retyped: bool,
     /// The request as it will leave, sealed, without PAN and CVV.
@@ -49,6 +58,8 @@ pub struct PaymentRow {
     pub merchant: Merchant,
     /// The card, if it is one of the vault's.
     pub card_id: Option<CardId>,
+    /// The agreement that it opened or used.
+    pub agreement_id: Option<AgreementId>,
     /// Where it stands.
     pub status: Status,
     /// Keyed digest of what the request means.
@@ -79,7 +90,7 @@ pub struct PaymentRow {
 
 macro_rules! columns {
     () => {
-        "account, payment_request_id, merchant, card_id, status, meaning, meaning_key, currency, amount, \
+        "account, payment_request_id, merchant, card_id, agreement_id, status, meaning, meaning_key, currency, amount, \
          payment_id, settled_by, answer, outgoing, retyped, attempt, created_at, updated_at"
     };
 }
@@ -88,12 +99,15 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
     fn parsed<T>(value: Option<T>) -> Result<T, StoreError> {
         value.ok_or(StoreError::Damaged)
     }
+    let agreement_id =
+        row.text_or_null("agreement_id")?.map(|text| parsed(AgreementId::parse(&text))).transpose()?;
     let card_id = row.text_or_null("card_id")?.map(|text| parsed(CardId::parse(&text))).transpose()?;
     Ok(PaymentRow {
         account: parsed(GatewayAccount::parse(&row.text("account")?))?,
         payment_request_id: parsed(PaymentRequestId::parse(&row.text("payment_request_id")?))?,
         merchant: parsed(Merchant::parse(&row.text("merchant")?))?,
         card_id,
+        agreement_id,
         status: parsed(Status::parse(&row.text("status")?))?,
         meaning: row.bytes("meaning")?,
         meaning_key: row.text("meaning_key")?,
@@ -115,10 +129,16 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
 pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO payments (account, payment_request_id, merchant, client, card_id, \
          status, meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
-         sent_at, version, created_at, updated_at) \
-         SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $14, $14 \
-         WHERE $5 IS NULL OR EXISTS (SELECT 1 FROM cards \
-             WHERE merchant = $3 AND card_id = $5 AND erased_at IS NULL) \
+         sent_at, version, created_at, updated_at, agreement_id, initiator) \
+         SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $14, $14, \
+             $15, $16 \
+         WHERE ($5 IS NULL OR EXISTS (SELECT 1 FROM cards \
+             WHERE merchant = $3 AND card_id = $5 AND erased_at IS NULL)) \
+         AND ($17 = 0 OR EXISTS (SELECT 1 FROM agreements \
+             WHERE merchant = $3 AND agreement_id = $15 AND card_id = $5 AND state = 'ACTIVE' \
+             AND (expires_at IS NULL OR expires_at > $14) \
+             AND ($16 = 'CUSTOMER' OR (type <> 'CARD_ON_FILE' AND nti IS NOT NULL \
+                 AND (max_amount IS NULL OR (max_currency = $8 AND max_amount >= $18)))))) \
          ON CONFLICT (account, payment_request_id) DO NOTHING";
     let args = [
         Arg::Text(payment.account.as_str()),
@@ -135,6 +155,10 @@ pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<boo
         Arg::Bytes(payment.outgoing.as_bytes()),
         Arg::Text(payment.attempt),
         Arg::Int(payment.now.0),
+        Arg::TextOrNull(payment.agreement_id.map(AgreementId::as_str)),
+        Arg::Text(payment.initiator.name()),
+        Arg::Int(i64::from(payment.uses_agreement)),
+        Arg::Int(payment.amount.parse().unwrap_or(i64::MAX)),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }
@@ -195,6 +219,8 @@ pub struct Change<'a> {
     pub settled_by: Option<&'a str>,
     /// The answer, scrubbed and sealed.
     pub answer: Option<&'a Sealed>,
+    /// How the issuer declined, where it did.
+    pub decline: Option<Decline>,
     /// Now.
     pub now: Millis,
 }
@@ -212,7 +238,7 @@ pub async fn change_payment(
          result_code = COALESCE($6, result_code), result_status = COALESCE($7, result_status), \
          settled_by = COALESCE($8, settled_by), answer = COALESCE($9, answer), \
          outgoing = CASE WHEN $10 = 1 THEN NULL ELSE outgoing END, \
-         version = version + 1, updated_at = $11 \
+         decline = COALESCE($12, decline), version = version + 1, updated_at = $11 \
          WHERE account = $1 AND payment_request_id = $2 AND status = $3";
     let args = [
         Arg::Text(account.as_str()),
@@ -226,6 +252,7 @@ pub async fn change_payment(
         Arg::BytesOrNull(change.answer.map(Sealed::as_bytes)),
         Arg::Int(i64::from(change.to.is_final())),
         Arg::Int(change.now.0),
+        Arg::TextOrNull(change.decline.map(Decline::name)),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }

@@ -489,7 +489,7 @@ fn wrong_payments(pan: &str) -> Vec<Case> {
         outside(&inside("payerEmail"), json!(format!("{pan}@example.com")), &inside("payerEmail")),
     ]);
     let stored = payment(pan, "/storedCredential", Some(json!({ "initiator": "text4711" })));
-    cases.push(Case::at(stored, 422, "unknown_field", "/storedCredential", "unknown_field"));
+    cases.push(Case::at(stored, 422, "invalid_request", "/storedCredential/initiator", "invalid_value"));
     // What belongs to a card, without one.
     for (name, value) in
         [("cvv", json!(CVV)), ("expiryMonth", json!("12")), ("mpiData", json!({ "eci": "05" }))]

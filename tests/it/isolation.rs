@@ -17,6 +17,9 @@ const TABLE: &[(&str, &str, Option<Scope>)] = &[
     ("patch", "/v1/cards/{card_id}", Some(Scope::CardsWrite)),
     ("delete", "/v1/cards/{card_id}", Some(Scope::CardsDelete)),
     ("put", "/v1/cards/{card_id}/cvv", Some(Scope::CardsWrite)),
+    ("get", "/v1/cards/{card_id}/agreements", Some(Scope::AgreementsRead)),
+    ("get", "/v1/agreements/{agreement_id}", Some(Scope::AgreementsRead)),
+    ("delete", "/v1/agreements/{agreement_id}", Some(Scope::AgreementsWrite)),
     ("post", "/v1/payments", Some(Scope::PaymentsCreate)),
     ("get", "/v1/payments", Some(Scope::PaymentsRead)),
     ("get", "/v1/payments/{payment_request_id}", Some(Scope::PaymentsRead)),
@@ -52,6 +55,9 @@ const CLIENTS: &[(&str, &[Scope])] = &[
     ("rival", &Scope::ALL),
 ];
 
+/// An agreement that nobody has; `agreements` tells of another merchant's.
+const NO_AGREEMENT: &str = "agr_0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
 #[test]
 fn every_route_that_is_served_has_a_row() {
     let served: BTreeSet<_> = ROUTES.iter().copied().collect();
@@ -76,7 +82,10 @@ fn body(method: &str, path: &str, card_id: &str, payment_id: &str) -> Option<Str
 
 async fn call(caller: &Caller, method: &str, path: &str, card_id: &str, payment_id: &str) -> Answer {
     let body = body(method, path, card_id, payment_id);
-    let filled = path.replace("{card_id}", card_id).replace("{payment_request_id}", payment_id);
+    let filled = path
+        .replace("{card_id}", card_id)
+        .replace("{payment_request_id}", payment_id)
+        .replace("{agreement_id}", NO_AGREEMENT);
     assert!(!filled.contains('{'), "{filled}: an id that this test does not know");
     let headers = [("content-type", "application/json")];
     let headers = if body.is_some() { &headers[..] } else { &[] };
@@ -201,7 +210,8 @@ both_engines! {
                 let allowed = scope.is_none_or(|scope| scopes.contains(&scope));
                 let answer = call(&client, method, path, &card_id, &payment_id).await;
                 if allowed {
-                    let unpaid = *path == "/v1/payments/{payment_request_id}" && answer.status == 404;
+                    let none = ["/v1/payments/{payment_request_id}", "/v1/agreements/{agreement_id}"];
+                    let unpaid = none.contains(path) && answer.status == 404;
                     assert!(answer.status < 300 || unpaid, "{name} {method} {path}: {}", answer.text);
                 } else {
                     answer.expect_problem(403, "missing_scope");
@@ -235,6 +245,7 @@ async fn what_is_not_on_the_list_is_not_served() {
         for method in methods {
             let filled = path
                 .replace("{card_id}", "card_0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+                .replace("{agreement_id}", NO_AGREEMENT)
                 .replace("{payment_request_id}", "NOTHING");
             let headers = [("content-type", "application/json")];
             let answer =

@@ -3,6 +3,7 @@
 
 #[macro_use]
 mod support;
+mod agreements;
 mod bad_input;
 mod cards;
 mod certificates;

@@ -256,7 +256,7 @@ both_engines! {
             assert_eq!(refused.text_at("/errors/0/code"), "conflict");
         }
         let stored = with(&pay, "/storedCredential", json!({ "initiator": "CUSTOMER" }));
-        checkout.post("/v1/payments", &stored).await.expect_problem(422, "unknown_field");
+        checkout.post("/v1/payments", &stored).await.expect_problem(422, "invalid_request");
         let number = with(&pay, "/orderNote", json!(format!("card {pan}")));
         checkout.post("/v1/payments", &number).await.expect_problem(422, "card_data_outside_card");
         // What agrees is no disagreement, and no buyer is not another one.

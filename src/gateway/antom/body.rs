@@ -8,6 +8,7 @@ use crate::base::bytes::{length_prefixed, split_length_prefixed};
 use crate::base::card::Pan;
 use crate::base::json::{ObjectWriter, push_string};
 use crate::base::secret::{SecretBuf, SecretText};
+use crate::model::agreement::AgreementType;
 use crate::model::card::{Details, Parts};
 use crate::model::pay_request::{PayRequest, Sensitive};
 
@@ -42,10 +43,49 @@ pub struct Template(SecretText);
 #[error("the pay body cannot be completed")]
 pub struct CannotFill;
 
-/// What the vault says about the card of a payment (reference, section 8.1).
+/// How the vault says that a card is charged: one column of the truth table (reference, section 8.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CardFlags {
     /// Whether the card was kept from an earlier payment.
     pub is_card_on_file: bool,
+    /// For a merchant-initiated payment: `SCHEDULED` or `UNSCHEDULED`, and the scheme's id of the first
+    /// payment. 3D Secure and its upgrade are then switched off: nobody is there to authenticate.
+    pub merchant_initiated: Option<(AgreementType, String)>,
+}
+
+impl CardFlags {
+    /// Column A or B: a card that was typed for this payment.
+    pub fn fresh() -> Self {
+        Self { is_card_on_file: false, merchant_initiated: None }
+    }
+
+    /// Columns C and D: the buyer pays again with a kept card.
+    pub fn on_file() -> Self {
+        Self { is_card_on_file: true, merchant_initiated: None }
+    }
+
+    /// Columns E and F: the merchant charges.
+    pub fn merchant(kind: AgreementType, network_transaction_id: String) -> Self {
+        Self { is_card_on_file: true, merchant_initiated: Some((kind, network_transaction_id)) }
+    }
+
+    fn write(&self, metadata: &mut ObjectWriter) {
+        metadata.raw("isCardOnFile", if self.is_card_on_file { "true" } else { "false" });
+        if let Some((kind, network_transaction_id)) = &self.merchant_initiated {
+            metadata
+                .string("recurringType", kind.name())
+                .string("networkTransactionId", network_transaction_id)
+                .raw("is3DSAuthentication", "false")
+                .raw("enableAuthenticationUpgrade", "false");
+        }
+    }
+
+    /// Whether a member is written here and not passed on.
+    fn owns(&self, name: &str) -> bool {
+        name == "isCardOnFile"
+            || (self.merchant_initiated.is_some()
+                && matches!(name, "is3DSAuthentication" | "enableAuthenticationUpgrade"))
+    }
 }
 
 impl Template {
@@ -62,21 +102,24 @@ impl Template {
         if let (Some(address), false) = (&details.address, passes("billingAddress")) {
             metadata.raw("billingAddress", &Parts::json(address));
         }
-        if request.sensitive.cvv.is_some() {
+        if request.sensitive.cvv.is_some() || request.held_cvv {
             metadata.raw("cvv", &quoted(Hole::Cvv));
         }
         if request.sensitive.password_digest.is_some() {
             metadata.raw("cardPasswordDigest", &quoted(Hole::PasswordDigest));
         }
-        pass_metadata(&mut metadata, request);
-        metadata.raw("isCardOnFile", if flags.is_card_on_file { "true" } else { "false" });
+        pass_metadata(&mut metadata, request, |name| flags.owns(name));
+        flags.write(&mut metadata);
         Self::whole(request, Some(&metadata.finish()))
     }
 
     /// The body of a payment whose card the buyer types on Antom's page: the caller's own.
     pub fn hosted_page(request: &PayRequest) -> Self {
         let mut metadata = ObjectWriter::default();
-        pass_metadata(&mut metadata, request);
+        pass_metadata(&mut metadata, request, |_| false);
+        if let Some(flag) = request.claims.is_card_on_file {
+            metadata.raw("isCardOnFile", if flag { "true" } else { "false" });
+        }
         let metadata = metadata.finish();
         Self::whole(request, request.has_metadata.then_some(metadata.as_str()))
     }
@@ -157,11 +200,11 @@ fn quoted(hole: Hole) -> String {
     format!("\"{}\"", hole.marker())
 }
 
-fn pass_metadata(out: &mut ObjectWriter, request: &PayRequest) {
+fn pass_metadata(out: &mut ObjectWriter, request: &PayRequest, owned: impl Fn(&str) -> bool) {
     for (place, (name, raw)) in request.metadata.iter().enumerate() {
         if request.mpi_with_cavv == Some(place) {
             out.raw(name, &with_cavv(raw));
-        } else if name != "isCardOnFile" {
+        } else if !owned(name) {
             out.raw(name, raw.expose());
         }
     }
@@ -185,12 +228,13 @@ mod tests {
     const NOW: Millis = Millis(1_772_366_400_000);
 
     fn sent(text: &str) -> serde_json::Value {
+        sent_as(text, &CardFlags::fresh())
+    }
+
+    fn sent_as(text: &str, flags: &CardFlags) -> serde_json::Value {
         let request = PayRequest::read(text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
         let (template, pan) = match &request.card {
-            CardForm::Inline(card) => {
-                let flags = CardFlags { is_card_on_file: false };
-                (Template::with_card(&request, &card.details, &flags), Some(&card.pan))
-            }
+            CardForm::Inline(card) => (Template::with_card(&request, &card.details, flags), Some(&card.pan)),
             _ => (Template::hosted_page(&request), None),
         };
         let kept = template.to_bytes();
@@ -210,8 +254,8 @@ mod tests {
         serde_json::from_slice(body.expose()).expect("JSON")
     }
 
-    /// What the official SDK would send for the same payment, member for member, for the bodies that
-    /// need neither an agreement nor Antom's token.
+    /// What the official SDK would send for the same payment, member for member, in every column of the
+    /// truth table.
     #[test]
     fn bodies_equal_the_sdks() {
         let vectors: serde_json::Value =
@@ -220,15 +264,28 @@ mod tests {
         let scenarios = vectors["scenarios"].as_array().expect("scenarios");
         let mut compared = 0;
         for scenario in scenarios {
-            let metadata = &scenario["body"]["paymentMethod"]["paymentMethodMetaData"];
-            if metadata["isCardOnFile"] != false && !metadata["isCardOnFile"].is_null() {
+            let mut request = scenario["body"].clone();
+            if request["paymentMethod"]["paymentMethodId"].is_string() {
                 continue;
             }
-            let text = serde_json::to_string(&scenario["body"]).expect("text");
-            assert_eq!(sent(&text), scenario["body"], "{}", scenario["name"]);
+            // What the vault writes itself is not in a caller's request.
+            let metadata = request["paymentMethod"]["paymentMethodMetaData"].as_object_mut().expect("a map");
+            let on_file = metadata.remove("isCardOnFile") == Some(true.into());
+            let chain = metadata.remove("networkTransactionId");
+            let recurring = metadata.remove("recurringType");
+            let flags = match (recurring.as_ref().and_then(|v| v.as_str()), chain) {
+                (Some(kind), Some(chain)) => {
+                    let kind = AgreementType::parse(kind).expect("a type");
+                    CardFlags::merchant(kind, chain.as_str().expect("an id").to_owned())
+                }
+                _ if on_file => CardFlags::on_file(),
+                _ => CardFlags::fresh(),
+            };
+            let text = serde_json::to_string(&request).expect("text");
+            assert_eq!(sent_as(&text, &flags), scenario["body"], "{}", scenario["name"]);
             compared += 1;
         }
-        assert_eq!(compared, 8);
+        assert_eq!(compared, 12);
     }
 
     #[test]
@@ -259,7 +316,7 @@ mod tests {
         let text = include_str!("../../../tests/samples/pay-server-to-server.json");
         let request = PayRequest::read(text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
         let CardForm::Inline(card) = &request.card else { panic!("inline") };
-        let template = Template::with_card(&request, &card.details, &CardFlags { is_card_on_file: false });
+        let template = Template::with_card(&request, &card.details, &CardFlags::fresh());
         assert_eq!(template.fill(None, &request.sensitive).err(), Some(CannotFill));
         assert_eq!(template.fill(Some(&card.pan), &Sensitive::default()).err(), Some(CannotFill));
         assert!(Template::from_bytes(&SecretBuf::from_vec(b"x".to_vec())).is_err());

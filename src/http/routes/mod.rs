@@ -3,15 +3,18 @@
 pub mod create_card;
 pub mod create_payment;
 pub mod erase_card;
+pub mod list_agreements;
 pub mod list_cards;
 pub mod list_events;
 pub mod list_payments;
 pub mod openapi;
 pub mod patch_card;
 pub mod put_cvv;
+pub mod read_agreement;
 pub mod read_card;
 pub mod read_payment;
 pub mod whoami;
+pub mod withdraw_agreement;
 
 use crate::base::card::find_pans;
 use crate::base::fault::FieldFault;

@@ -151,6 +151,7 @@ impl Vault {
             result_status: None,
             settled_by: Some("not_sent"),
             answer: None,
+            decline: None,
             now: self.next_moment(row),
         };
         self.change(row, &change, None).await?;

@@ -4,6 +4,8 @@
 //! what is known. See `attempt` for what happens after the first byte has left.
 
 mod attempt;
+mod chain;
+pub mod dry_run;
 mod prepare;
 mod settle;
 
@@ -162,6 +164,7 @@ impl Vault {
             payment_request_id: row.payment_request_id.to_string(),
             status: row.status,
             card_id: row.card_id.as_ref().map(ToString::to_string),
+            agreement_id: row.agreement_id.as_ref().map(ToString::to_string),
             payment_id: row.payment_id.clone(),
             currency: row.currency.clone(),
             amount: row.amount.clone(),

@@ -1,12 +1,15 @@
 //! Before the first byte: resolve the card, apply the rules, build the request, record the intent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::card::Pan;
 use crate::base::clock::Millis;
 use crate::base::cvv::Cvv;
 use crate::base::fault::FieldFault;
-use crate::base::ids::{CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId};
+use crate::base::ids::{
+    AgreementId, CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId,
+};
 use crate::base::money::Amount;
 use crate::base::sealed::Sealed;
 use crate::base::secret::{SecretBuf, SecretText};
@@ -16,11 +19,14 @@ use crate::crypto::keyring::Purpose;
 use crate::crypto::{envelope, request_mac};
 use crate::gateway::Gateway;
 use crate::gateway::antom::body::{CardFlags, Template};
-use crate::model::access::{Allowed, Pay};
-use crate::model::card::Details;
+use crate::model::access::{Allowed, Pay, PayWithoutBuyer};
+use crate::model::agreement::{AgreementState, Initiator, StoredCredential, Terms};
+use crate::model::card::{Details, TypedCard};
+use crate::model::decline::Decline;
 use crate::model::pay_request::{CardForm, PayRequest, Sensitive};
-use crate::model::rules;
+use crate::model::rules::{self, AgreementFacts, Asked, Asks, CardFacts, Column, Limits, Reason, Refusal};
 use crate::slots::{self, Taken};
+use crate::store::agreements::{AgreementRow, card_past, find_agreement, insert_agreement};
 use crate::store::backend::StoreError;
 use crate::store::cards as card_rows;
 use crate::store::cards::CardRow;
@@ -66,6 +72,7 @@ pub(super) struct Prepared {
     meaning: [u8; 32],
     meaning_key: String,
     retyped: bool,
+    deal: Deal,
     outgoing: Sealed,
     slot: Option<HeldCvv>,
 }
@@ -91,6 +98,7 @@ pub(super) enum Recorded {
 struct Chosen {
     card: CardId,
     details: Details,
+    flags: CardFlags,
     retyped: bool,
     slot: Option<HeldCvv>,
     number: Number,
@@ -102,9 +110,41 @@ enum Number {
     Stored(Box<CardRow>),
 }
 
+/// What a payment has to do with an agreement.
+pub(super) enum Deal {
+    /// Nothing.
+    None,
+    /// It opens this one.
+    Opens(AgreementId, Terms),
+    /// It uses this one.
+    Uses(Initiator, Box<AgreementRow>),
+}
+
+impl Deal {
+    /// The agreement's id.
+    pub(super) fn id(&self) -> Option<&AgreementId> {
+        match self {
+            Self::None => None,
+            Self::Opens(id, _) => Some(id),
+            Self::Uses(_, row) => Some(&row.agreement_id),
+        }
+    }
+
+    /// Who begins the payment.
+    pub(super) fn initiator(&self) -> Initiator {
+        match self {
+            Self::Uses(initiator, _) => *initiator,
+            Self::None | Self::Opens(..) => Initiator::Customer,
+        }
+    }
+}
+
+/// How far back an issuer's declines are heard.
+const DECLINES_COUNT: Duration = Duration::from_secs(30 * 24 * 3600);
+
 impl Vault {
     /// Decides everything that can be decided before the payment is recorded. What is refused here has
-    /// changed nothing, but that an inline card that was not known is known now.
+    /// changed nothing.
     pub(super) async fn prepare(
         &self,
         allowed: &Allowed<Pay>,
@@ -112,21 +152,59 @@ impl Vault {
         canonical: &SecretText,
     ) -> Result<Prepared, OpError> {
         let merchant = allowed.merchant();
+        let deal = self.deal_of(allowed, &mut request).await?;
         let form = std::mem::replace(&mut request.card, CardForm::HostedPage);
         let chosen = match form {
-            CardForm::HostedPage => None,
-            CardForm::Inline(card) => {
-                if let Some(fault) = request.find_outside_card(&card.pan) {
-                    return Err(OpError::Invalid(vec![fault]));
+            CardForm::HostedPage => {
+                if let Deal::Uses(..) = deal {
+                    return Err(Refusal::StoredCredential(Reason::OtherCard).into());
                 }
-                let buyer = card.buyer.as_ref().map(|buyer| buyer.as_str());
-                let (new, id) = self.card_for_payment(merchant, &card.pan, &card.details, buyer).await?;
-                let number = Number::Typed(card.pan);
-                Some(Chosen { card: id, details: card.details, retyped: !new, slot: None, number })
+                None
             }
-            CardForm::Reference(id) => Some(self.choose_stored(merchant, &id, &mut request).await?),
+            CardForm::Inline(card) => Some(self.choose_typed(merchant, card, &request, &deal).await?),
+            CardForm::Reference(id) => Some(self.choose_stored(merchant, &id, &mut request, &deal).await?),
         };
-        self.build(allowed, request, chosen, canonical).await
+        self.build(allowed, request, chosen, deal, canonical).await
+    }
+
+    pub(super) async fn deal_of(
+        &self,
+        allowed: &Allowed<Pay>,
+        request: &mut PayRequest,
+    ) -> Result<Deal, OpError> {
+        match request.stored_credential.take() {
+            None => Ok(Deal::None),
+            Some(StoredCredential::Open(terms)) => Ok(Deal::Opens(AgreementId::make()?, terms)),
+            Some(StoredCredential::Use { initiator, agreement_id }) => {
+                if initiator == Initiator::Merchant {
+                    allowed.caller().allow::<PayWithoutBuyer>()?;
+                }
+                let unknown =
+                    || OpError::NotFound(Some(FieldFault::at("/storedCredential/agreementId", "not_found")));
+                let row = find_agreement(&self.db, allowed.merchant(), &agreement_id).await?;
+                Ok(Deal::Uses(initiator, Box::new(row.ok_or_else(unknown)?)))
+            }
+        }
+    }
+
+    async fn choose_typed(
+        &self,
+        merchant: &Merchant,
+        card: TypedCard,
+        request: &PayRequest,
+        deal: &Deal,
+    ) -> Result<Chosen, OpError> {
+        if let Some(fault) = request.find_outside_card(&card.pan) {
+            return Err(OpError::Invalid(vec![fault]));
+        }
+        let buyer = card.buyer.as_ref().map(|buyer| buyer.as_str());
+        let known = self.find_by_pan(merchant, &card.pan, buyer).await?;
+        // The number was typed just now, whatever the card's row says.
+        let flags =
+            self.flags(merchant, request, deal, known.as_ref().map(|row| &row.card_id), self.now()).await?;
+        let (new, id) = self.card_for_payment(merchant, &card.pan, &card.details, buyer).await?;
+        let number = Number::Typed(card.pan);
+        Ok(Chosen { card: id, details: card.details, flags, retyped: !new, slot: None, number })
     }
 
     async fn choose_stored(
@@ -134,23 +212,82 @@ impl Vault {
         merchant: &Merchant,
         id: &CardId,
         request: &mut PayRequest,
+        deal: &Deal,
     ) -> Result<Chosen, OpError> {
         let row = card_rows::find_card(&self.db, merchant, id).await?.ok_or_else(unknown_card)?;
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
-        rules::one_time_allowed(row.typed_at, self.now(), self.policy.unattached)?;
+        let flags = self.flags(merchant, request, deal, Some(id), row.typed_at).await?;
         let details = self.open_details(merchant, &row).await?;
         check_claims(request, &details)?;
         let outside = self.with_pan(merchant, &row, |pan| request.find_outside_card(pan)).await?;
         if let Some(fault) = outside {
             return Err(OpError::Invalid(vec![fault]));
         }
-        let slot = self.take_held_cvv(merchant, &row, request)?;
-        Ok(Chosen {
-            card: row.card_id.clone(),
-            details,
-            retyped: false,
-            slot,
-            number: Number::Stored(Box::new(row)),
+        let slot = match deal.initiator() {
+            Initiator::Customer => self.take_held_cvv(merchant, &row, request)?,
+            // Without the buyer there is no CVV; one that is held waits for him.
+            Initiator::Merchant => None,
+        };
+        let number = Number::Stored(Box::new(row));
+        Ok(Chosen { card: id.clone(), details, flags, retyped: false, slot, number })
+    }
+
+    /// As what the payment leaves: a column of the truth table, or why it does not leave at all.
+    pub(super) async fn flags(
+        &self,
+        merchant: &Merchant,
+        request: &PayRequest,
+        deal: &Deal,
+        card: Option<&CardId>,
+        typed_at: Millis,
+    ) -> Result<CardFlags, OpError> {
+        let facts = self.card_facts(merchant, card, typed_at).await?;
+        let asked = Asked {
+            agreement: match deal {
+                Deal::None => Asks::OneTime,
+                Deal::Opens(..) => Asks::Opens,
+                Deal::Uses(initiator, row) => Asks::Uses(*initiator, agreement_facts(row, card)),
+            },
+            cvv: request.sensitive.cvv.is_some() || request.sensitive.password_digest.is_some(),
+            three_ds: request.three_ds,
+            mpi_data: request.metadata.iter().any(|(name, _)| name == "mpiData"),
+            amount: request.amount.clone(),
+        };
+        let limits =
+            Limits { unattached: self.policy.unattached, declined_attempts: self.policy.declined_attempts };
+        let flags = match (rules::decide(&asked, &facts, limits, self.now())?, deal) {
+            (Column::OneTime | Column::First, _) => CardFlags::fresh(),
+            (Column::Merchant(kind), Deal::Uses(_, row)) => {
+                let chain = row.network_transaction_id.as_ref().map(|id| id.value.clone());
+                CardFlags::merchant(kind, chain.unwrap_or_default())
+            }
+            (Column::LaterCustomer | Column::Merchant(_), _) => CardFlags::on_file(),
+        };
+        check_flag_claims(request, &flags)?;
+        Ok(flags)
+    }
+
+    async fn card_facts(
+        &self,
+        merchant: &Merchant,
+        card: Option<&CardId>,
+        typed_at: Millis,
+    ) -> Result<CardFacts, OpError> {
+        let fresh = CardFacts { has_active_agreement: false, typed_at, decline: None, declined_attempts: 0 };
+        let Some(card) = card else { return Ok(fresh) };
+        let now = self.now();
+        let since = Millis(now.0.saturating_sub(i64::try_from(DECLINES_COUNT.as_millis()).unwrap_or(0)));
+        let past = card_past(&self.db, merchant, card, since, now).await?;
+        let decline = match (past.revoked, past.never) {
+            (1.., _) => Some(Decline::Revoked),
+            (_, 1..) => Some(Decline::Never),
+            _ => None,
+        };
+        Ok(CardFacts {
+            has_active_agreement: past.has_active_agreement,
+            decline,
+            declined_attempts: u32::try_from(past.declined_attempts).unwrap_or(u32::MAX),
+            ..fresh
         })
     }
 
@@ -184,6 +321,7 @@ impl Vault {
         allowed: &Allowed<Pay>,
         request: PayRequest,
         chosen: Option<Chosen>,
+        deal: Deal,
         canonical: &SecretText,
     ) -> Result<Prepared, OpError> {
         let built = self.build_attempt(allowed, request, chosen.as_ref()).await;
@@ -202,6 +340,7 @@ impl Vault {
                 meaning,
                 meaning_key,
                 retyped,
+                deal,
                 outgoing,
                 slot,
             }),
@@ -220,9 +359,8 @@ impl Vault {
         chosen: Option<&Chosen>,
     ) -> Result<Attempt, OpError> {
         let merchant = allowed.merchant();
-        let flags = CardFlags { is_card_on_file: false };
         let template = match chosen {
-            Some(chosen) => Template::with_card(&request, &chosen.details, &flags),
+            Some(chosen) => Template::with_card(&request, &chosen.details, &chosen.flags),
             None => Template::hosted_page(&request),
         };
         let body = match chosen.map(|chosen| &chosen.number) {
@@ -284,6 +422,7 @@ impl Vault {
             Inserted::Yes => Ok(Recorded::Ready(Box::new(prepared.attempt))),
             Inserted::InUse => Ok(Recorded::InUse),
             Inserted::CardGone => Err(unknown_card()),
+            Inserted::AgreementGone => Err(Refusal::StoredCredential(Reason::AgreementEnded).into()),
             Inserted::SlotGone => Err(OpError::CvvNotAvailable),
         }
     }
@@ -301,6 +440,9 @@ impl Vault {
             currency: attempt.amount.currency(),
             amount: attempt.amount.value(),
             had_sensitive: attempt.sensitive.is_some(),
+            initiator: prepared.deal.initiator(),
+            agreement_id: prepared.deal.id(),
+            uses_agreement: matches!(prepared.deal, Deal::Uses(..)),
             retyped: prepared.retyped,
             outgoing: &prepared.outgoing,
             attempt: &attempt.name,
@@ -310,7 +452,15 @@ impl Vault {
         if !rows::insert_payment(&mut tx, &payment).await? {
             tx.rollback().await?;
             let row = rows::find_payment(&self.db, &attempt.account, &attempt.id).await?;
-            return Ok(if row.is_some() { Inserted::InUse } else { Inserted::CardGone });
+            return match row {
+                Some(_) => Ok(Inserted::InUse),
+                None => self.why_not(allowed.merchant(), prepared).await,
+            };
+        }
+        if let Deal::Opens(id, terms) = &prepared.deal {
+            let opened_by = (&attempt.account, &attempt.id);
+            let card = attempt.card.as_ref();
+            insert_agreement(&mut tx, id, allowed.merchant(), card, terms, opened_by, self.now()).await?;
         }
         if let (Some(card), Some(held)) = (&attempt.card, &prepared.slot)
             && !card_rows::take_cvv(&mut tx, allowed.merchant(), card, &self.instance, held.until).await?
@@ -323,6 +473,18 @@ impl Vault {
             Ok(()) => Ok(Inserted::Yes),
             Err(error) => self.after_unclear_commit(attempt, error).await,
         }
+    }
+
+    /// Why a payment whose id is free was not inserted: its card was erased, or its agreement ended,
+    /// since they were looked at.
+    async fn why_not(&self, merchant: &Merchant, prepared: &Prepared) -> Result<Inserted, OpError> {
+        if let Deal::Uses(_, row) = &prepared.deal {
+            let now = find_agreement(&self.db, merchant, &row.agreement_id).await?;
+            if now.is_none_or(|now| now.state != AgreementState::Active) {
+                return Ok(Inserted::AgreementGone);
+            }
+        }
+        Ok(Inserted::CardGone)
     }
 
     /// A commit whose answer was lost may have happened: the row tells, by the attempt's own name.
@@ -339,15 +501,53 @@ enum Inserted {
     Yes,
     InUse,
     CardGone,
+    AgreementGone,
     SlotGone,
 }
 
-fn unknown_card() -> OpError {
+fn agreement_facts(row: &AgreementRow, card: Option<&CardId>) -> AgreementFacts {
+    AgreementFacts {
+        same_card: card.is_some() && row.card_id.as_ref() == card,
+        kind: row.terms.kind,
+        state: row.state,
+        expires_at: row.terms.expires_at,
+        max_amount: row.terms.max_amount.clone(),
+        has_network_transaction_id: row.network_transaction_id.is_some(),
+    }
+}
+
+/// What the caller says of how the card is charged must be what is sent.
+fn check_flag_claims(request: &PayRequest, flags: &CardFlags) -> Result<(), OpError> {
+    const ON_FILE: &str = "/paymentMethod/paymentMethodMetaData/isCardOnFile";
+    const RECURRING: &str = "/paymentMethod/paymentMethodMetaData/recurringType";
+    const CHAIN: &str = "/paymentMethod/paymentMethodMetaData/networkTransactionId";
+    let (kind, chain) = match &flags.merchant_initiated {
+        Some((kind, chain)) => (Some(kind.name()), Some(chain.as_str())),
+        None => (None, None),
+    };
+    let claims = &request.claims;
+    let differs = |claim: &Option<String>, sent: Option<&str>| claim.is_some() && claim.as_deref() != sent;
+    // There is no browser where there is no buyer (reference, section 7.5).
+    let browser = kind.is_some() && request.has_browser_info;
+    let faults: Vec<FieldFault> = [
+        (ON_FILE, claims.is_card_on_file.is_some_and(|claim| claim != flags.is_card_on_file)),
+        (RECURRING, differs(&claims.recurring_type, kind)),
+        (CHAIN, differs(&claims.network_transaction_id, chain)),
+        ("/env/browserInfo", browser),
+    ]
+    .into_iter()
+    .filter(|(_, wrong)| *wrong)
+    .map(|(pointer, _)| FieldFault::at(pointer, "conflict"))
+    .collect();
+    if faults.is_empty() { Ok(()) } else { Err(OpError::Invalid(faults)) }
+}
+
+pub(super) fn unknown_card() -> OpError {
     OpError::NotFound(Some(FieldFault::at("/paymentMethod/paymentMethodId", "not_found")))
 }
 
 /// What the caller says of a referenced card must be what is stored.
-fn check_claims(request: &PayRequest, details: &Details) -> Result<(), OpError> {
+pub(super) fn check_claims(request: &PayRequest, details: &Details) -> Result<(), OpError> {
     let expiry = (details.expiry.month_text(), details.expiry.year_text());
     let two = |number: Option<u8>| number.map(|number| format!("{number:02}"));
     let mut faults = Vec::new();

@@ -15,6 +15,7 @@ use crate::gateway::antom::scrub::{Own, scrub};
 use crate::gateway::antom::verify::Verified;
 use crate::gateway::{Call, Exchange};
 use crate::model::card::Details;
+use crate::model::decline::Decline;
 use crate::model::payment::{Source, Status, Verdict, next};
 use crate::model::payment_view::{KeptAnswer, PaymentView};
 use crate::store::payments as rows;
@@ -23,6 +24,7 @@ use crate::store::payments::{Change, PaymentRow};
 use super::super::Vault;
 use super::super::error::OpError;
 use super::super::events::PaymentEvent;
+use super::chain::ChainIds;
 use super::record_name;
 
 /// How often a lost race is run again.
@@ -69,7 +71,10 @@ impl Vault {
                 {
                     Status::Unknown
                 }
-                None => return Ok(now),
+                None => {
+                    self.keep_late_ids(&now, verdict, scrubbed, source).await?;
+                    return Ok(now);
+                }
             };
             let change = Change {
                 from: now.status,
@@ -79,9 +84,10 @@ impl Vault {
                 result_status: facts.result_status.as_deref(),
                 settled_by: (to != now.status && to.is_final()).then(|| source.name()),
                 answer: Some(&sealed),
+                decline: if to == Status::Failed { Decline::of_answer(scrubbed) } else { None },
                 now: self.next_moment(&now),
             };
-            if self.change(&now, &change, Some(&answer)).await? {
+            if self.change(&now, &change, Some((&answer, source))).await? {
                 self.after_change(&now, to, source).await;
                 return self.find_again(row).await;
             }
@@ -96,11 +102,11 @@ impl Vault {
         &self,
         before: &PaymentRow,
         change: &Change<'_>,
-        answer: Option<&str>,
+        answer: Option<(&str, Source)>,
     ) -> Result<bool, OpError> {
         let event = match change.to == change.from {
             true => None,
-            false => PaymentEvent::of(Self::view_after(before, change, answer))?,
+            false => PaymentEvent::of(Self::view_after(before, change, answer.map(|(text, _)| text)))?,
         };
         let mut tx = self.db.begin_write().await?;
         if !rows::change_payment(&mut tx, &before.account, &before.payment_request_id, change).await? {
@@ -110,8 +116,13 @@ impl Vault {
         if let Some(event) = &event {
             event.insert(&mut tx, before).await?;
         }
+        let news = self.carry_over(&mut tx, before, change).await?;
+        if let (Status::Authorized, Some((text, source))) = (change.to, answer) {
+            let ids = ChainIds::of_answer(KeptAnswer::answer(text).unwrap_or_default());
+            self.keep_ids(&mut tx, before, &ids, source.name(), change.now).await?;
+        }
         tx.commit().await?;
-        if event.is_some() {
+        if event.is_some() || news {
             self.bell.ring_written();
         }
         Ok(true)
@@ -134,6 +145,25 @@ impl Vault {
             updated_at: change.now,
             ..before
         }
+    }
+
+    /// An answer that changes nothing may still tell what an agreement waits for: its payment was paid,
+    /// and the answer that said so had no network transaction id.
+    async fn keep_late_ids(
+        &self,
+        payment: &PaymentRow,
+        verdict: Verdict,
+        scrubbed: &str,
+        source: Source,
+    ) -> Result<(), OpError> {
+        let ids = ChainIds::of_answer(scrubbed);
+        if verdict != Verdict::Paid || payment.agreement_id.is_none() || ids.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.db.begin_write().await?;
+        self.keep_ids(&mut tx, payment, &ids, source.name(), self.now()).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {

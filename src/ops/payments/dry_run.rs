@@ -1,0 +1,178 @@
+//! `?dryRun=true`: the request that would go out, masked, and why each member that the vault sets is what
+//! it is. Nothing is stored, nothing is sent, and a held CVV goes on waiting.
+
+use crate::base::fault::FieldFault;
+use crate::base::ids::{CardId, Merchant};
+use crate::base::json::{Object, ObjectWriter};
+use crate::base::secret::SecretText;
+use crate::gateway::antom::body::{CardFlags, Template};
+use crate::model::access::{Allowed, MissingScope, Pay, Scope, WriteCards};
+use crate::model::agreement::Initiator;
+use crate::model::card::Details;
+use crate::model::pay_request::{CardForm, PayRequest};
+use crate::model::rules::{self, Reason, Refusal};
+use crate::slots;
+use crate::store::cards::{CardRow, find_card};
+
+use super::super::Vault;
+use super::super::error::OpError;
+use super::brings_card_data;
+use super::prepare::{Deal, check_claims, unknown_card};
+
+/// What a payment would send.
+pub struct DryRun {
+    /// The body, card number and CVV masked.
+    pub request: String,
+    /// Pointer, and why, of each member that the vault sets.
+    pub members: Vec<(String, &'static str)>,
+}
+
+impl DryRun {
+    /// As the API shows it.
+    pub fn json(&self) -> String {
+        let members: Vec<String> = self
+            .members
+            .iter()
+            .map(|(pointer, why)| {
+                let value = value_at(&self.request, pointer).unwrap_or("null");
+                ObjectWriter::default()
+                    .string("pointer", pointer)
+                    .raw("value", value)
+                    .string("reason", why)
+                    .finish()
+            })
+            .collect();
+        ObjectWriter::default()
+            .raw("dryRun", "true")
+            .raw("request", &self.request)
+            .raw("members", &format!("[{}]", members.join(",")))
+            .finish()
+    }
+}
+
+impl Vault {
+    /// Decides a payment as [`Vault::pay`] would, and shows what would be sent.
+    pub async fn dry_run(
+        &self,
+        allowed: &Allowed<Pay>,
+        write_cards: Option<&Allowed<WriteCards>>,
+        body: SecretText,
+    ) -> Result<DryRun, OpError> {
+        if write_cards.is_none() && brings_card_data(body.expose()) {
+            return Err(MissingScope(Scope::CardsWrite).into());
+        }
+        let mut request = PayRequest::read(body.expose(), self.now()).map_err(OpError::Invalid)?;
+        let merchant = allowed.merchant();
+        let deal = self.deal_of(allowed, &mut request).await?;
+        match std::mem::replace(&mut request.card, CardForm::HostedPage) {
+            CardForm::HostedPage => {
+                if let Deal::Uses(..) = deal {
+                    return Err(Refusal::StoredCredential(Reason::OtherCard).into());
+                }
+                Ok(DryRun { request: Template::hosted_page(&request).masked(""), members: Vec::new() })
+            }
+            CardForm::Inline(card) => {
+                if let Some(fault) = request.find_outside_card(&card.pan) {
+                    return Err(OpError::Invalid(vec![fault]));
+                }
+                let buyer = card.buyer.as_ref().map(|buyer| buyer.as_str());
+                let known = self.find_by_pan(merchant, &card.pan, buyer).await?;
+                let id = known.as_ref().map(|row| &row.card_id);
+                let flags = self.flags(merchant, &request, &deal, id, self.now()).await?;
+                Ok(explain(
+                    &request,
+                    &card.details,
+                    &flags,
+                    &deal,
+                    &card.pan.last4(),
+                    "typed in this request",
+                ))
+            }
+            CardForm::Reference(id) => self.dry_run_stored(merchant, &id, request, &deal).await,
+        }
+    }
+
+    async fn dry_run_stored(
+        &self,
+        merchant: &Merchant,
+        id: &CardId,
+        mut request: PayRequest,
+        deal: &Deal,
+    ) -> Result<DryRun, OpError> {
+        let row = find_card(&self.db, merchant, id).await?.ok_or_else(unknown_card)?;
+        rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
+        let flags = self.flags(merchant, &request, deal, Some(id), row.typed_at).await?;
+        let details = self.open_details(merchant, &row).await?;
+        check_claims(&request, &details)?;
+        let outside: Option<FieldFault> =
+            self.with_pan(merchant, &row, |pan| request.find_outside_card(pan)).await?;
+        if let Some(fault) = outside {
+            return Err(OpError::Invalid(vec![fault]));
+        }
+        request.held_cvv = deal.initiator() == Initiator::Customer && self.would_use_held(&row, &request)?;
+        Ok(explain(&request, &details, &flags, deal, &row.last4, "of the referenced card"))
+    }
+
+    /// Whether a CVV that is held would go with the payment.
+    fn would_use_held(&self, row: &CardRow, request: &PayRequest) -> Result<bool, OpError> {
+        let slot = row.cvv.as_ref().filter(|slot| {
+            slot.until > self.now() && slots::is_for(slot.for_request.as_deref(), &request.payment_request_id)
+        });
+        match slot {
+            None => Ok(false),
+            Some(_) if request.omit_cvv || request.sensitive.cvv.is_some() => Ok(false),
+            Some(slot) if slot.holder == self.instance.as_str() => Ok(true),
+            Some(_) => Err(OpError::CvvNotAvailable),
+        }
+    }
+}
+
+fn explain(
+    request: &PayRequest,
+    details: &Details,
+    flags: &CardFlags,
+    deal: &Deal,
+    last4: &str,
+    origin: &'static str,
+) -> DryRun {
+    let body = Template::with_card(request, details, flags).masked(&format!("************{last4}"));
+    let flag = match (deal, flags.is_card_on_file, &flags.merchant_initiated) {
+        (_, _, Some(_)) => "merchant-initiated: the buyer is not there (columns E and F)",
+        (Deal::Opens(..), true, _) => "the card is on file already under another agreement (columns C and D)",
+        (Deal::Opens(..), false, _) => "the first payment with a card that will be kept (column B)",
+        (_, true, _) => "the buyer pays again with a kept card (columns C and D)",
+        (_, false, _) => "a one-time payment (column A)",
+    };
+    let cvv = if request.held_cvv { "held for this payment; it is used once" } else { origin };
+    let written = [
+        ("cardNo", origin),
+        ("expiryYear", origin),
+        ("expiryMonth", origin),
+        ("cardholderName", origin),
+        ("cvv", cvv),
+        ("cardPasswordDigest", origin),
+        ("isCardOnFile", flag),
+        ("recurringType", flag),
+        ("networkTransactionId", "of the payment that opened the agreement"),
+    ];
+    let off = flags.merchant_initiated.is_some();
+    let switched = ["is3DSAuthentication", "enableAuthenticationUpgrade"]
+        .into_iter()
+        .filter(|_| off)
+        .map(|name| (name, "nobody is there to authenticate"));
+    let stored_address = !request.metadata.iter().any(|(name, _)| name == "billingAddress");
+    let address = stored_address.then_some(("billingAddress", origin));
+    let members = written
+        .into_iter()
+        .chain(switched)
+        .chain(address)
+        .map(|(name, why)| (format!("/paymentMethod/paymentMethodMetaData/{name}"), why))
+        .filter(|(pointer, _)| value_at(&body, pointer).is_some())
+        .collect();
+    DryRun { request: body, members }
+}
+
+/// The raw value at a pointer of plain names.
+fn value_at<'a>(text: &'a str, pointer: &str) -> Option<&'a str> {
+    pointer.split('/').skip(1).try_fold(text, |raw, name| Object::parse(raw)?.get(name))
+}

@@ -1,0 +1,241 @@
+//! Stored credentials, end to end: opened by a payment, used by the buyer and by the merchant, withdrawn.
+
+use serde_json::{Value, json};
+
+use super::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan, sample_with};
+
+/// A payment by reference with a `storedCredential`.
+fn stored(id: &str, value: &str, card: &str, credential: &Value) -> String {
+    let mut request: Value = serde_json::from_str(&by_reference(id, value, card)).expect("JSON");
+    request["storedCredential"] = credential.clone();
+    request.to_string()
+}
+
+fn opens(kind: &str) -> Value {
+    json!({
+        "initiator": "CUSTOMER",
+        "agreement": {
+            "type": kind,
+            "consent": { "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" },
+            "maxAmount": { "currency": "EUR", "value": "5000" }
+        }
+    })
+}
+
+fn uses(initiator: &str, agreement: &str) -> Value {
+    json!({ "initiator": initiator, "agreementId": agreement })
+}
+
+/// A merchant-initiated payment: nobody's browser, no 3D Secure.
+fn by_merchant(id: &str, value: &str, card: &str, agreement: &str) -> String {
+    let mut request: Value =
+        serde_json::from_str(&stored(id, value, card, &uses("MERCHANT", agreement))).expect("JSON");
+    request["env"].as_object_mut().expect("an object").remove("browserInfo");
+    request["paymentMethod"].as_object_mut().expect("an object").remove("paymentMethodMetaData");
+    request.to_string()
+}
+
+/// What the gateway got in the card's map of the newest payment.
+fn sent(vault: &TestVault) -> Value {
+    let calls = vault.sandbox.recent_calls();
+    let call = calls.iter().rev().find(|call| call.path.ends_with("/pay")).expect("a payment");
+    let request: Value = serde_json::from_str(&call.request).expect("JSON");
+    request["paymentMethod"]["paymentMethodMetaData"].clone()
+}
+
+async fn open(checkout: &Caller, id: &str, card: &str, kind: &str) -> String {
+    let request: Value = serde_json::from_str(&stored(id, "4000", card, &opens(kind))).expect("JSON");
+    let mut request = request;
+    request["paymentMethod"]["paymentMethodMetaData"]["isCardOnFile"] = Value::Bool(false);
+    let paid = checkout.post("/v1/payments", &request.to_string()).await.expect(200);
+    assert_eq!(paid.text_at("/status"), "AUTHORIZED", "{}", paid.text);
+    paid.text_at("/agreementId")
+}
+
+/// The reason of a refusal.
+fn reason(answer: &Answer) -> String {
+    answer.clone().expect_problem(422, "stored_credential_refused").text_at("/errors/0/code")
+}
+
+both_engines! {
+    /// Consent given with a first payment carries the merchant's later ones, and its end ends them.
+    async fn an_agreement_is_opened_used_and_withdrawn(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let (checkout, subscriptions) = (vault.client("checkout"), vault.client("subscriptions"));
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        let agreement = open(&checkout, "OPEN_1", &card, "SCHEDULED").await;
+        assert_eq!(sent(&vault)["isCardOnFile"], false);
+        let path = format!("/v1/agreements/{agreement}");
+        let shown = checkout.get(&path).await.expect(200).json();
+        assert_eq!((&shown["state"], &shown["cardId"]), (&json!("ACTIVE"), &json!(card)));
+        assert_eq!(shown["networkTransactionId"]["source"], "pay");
+
+        let charged = subscriptions.post("/v1/payments", &by_merchant("MIT_1", "5000", &card, &agreement)).await;
+        assert_eq!(charged.clone().expect(200).text_at("/status"), "AUTHORIZED", "{}", charged.text);
+        let metadata = sent(&vault);
+        assert_eq!(metadata["isCardOnFile"], true);
+        assert_eq!(metadata["recurringType"], "SCHEDULED");
+        assert_eq!(metadata["networkTransactionId"], shown["networkTransactionId"]["value"]);
+        assert_eq!(metadata["is3DSAuthentication"], false);
+        assert_eq!(metadata["enableAuthenticationUpgrade"], false);
+        assert!(metadata["cvv"].is_null());
+
+        let mut later: Value =
+            serde_json::from_str(&stored("CIT_1", "9999", &card, &uses("CUSTOMER", &agreement))).expect("JSON");
+        later["paymentMethod"]["paymentMethodMetaData"]["isCardOnFile"] = Value::Bool(true);
+        checkout.post("/v1/payments", &later.to_string()).await.expect(200);
+        let metadata = sent(&vault);
+        assert_eq!(metadata["isCardOnFile"], true);
+        assert!(metadata["recurringType"].is_null() && metadata["networkTransactionId"].is_null());
+
+        let first = &shown["networkTransactionId"];
+        let shown = checkout.get(&path).await.expect(200).json();
+        assert_eq!(&shown["networkTransactionId"], first);
+        assert_ne!(shown["latestNetworkTransactionId"]["value"], first["value"]);
+
+        let listed = checkout.get(&format!("/v1/cards/{card}/agreements")).await.expect(200).json();
+        assert_eq!(listed["data"].as_array().map(Vec::len), Some(1));
+        subscriptions.delete(&path).await.expect_problem(403, "missing_scope");
+        checkout.delete(&path).await.expect(204);
+        checkout.delete(&path).await.expect(204);
+        assert_eq!(checkout.get(&path).await.text_at("/endedReason"), "withdrawn");
+        let refused = subscriptions.post("/v1/payments", &by_merchant("MIT_2", "5000", &card, &agreement)).await;
+        assert_eq!(reason(&refused), "agreement_ended");
+        assert_eq!(vault.charges("MIT_2"), 0);
+        vault.finish(&[&pan]).await;
+    }
+
+    /// What is refused is refused before anything is sent, with its reason.
+    async fn the_rules_are_kept(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let (checkout, subscriptions) = (vault.client("checkout"), vault.client("subscriptions"));
+        let (pan, other) = (fresh_pan(), fresh_pan());
+        let (card, other_card) = (checkout.card(&pan).await, checkout.card(&other).await);
+        let agreement = open(&checkout, "OPEN_2", &card, "UNSCHEDULED").await;
+        let on_file = open(&checkout, "OPEN_3", &other_card, "CARD_ON_FILE").await;
+        let calls = vault.sandbox.recent_calls().len();
+        let changed = |from: &str, to: &str| by_merchant("MIT_3", "5000", &card, &agreement).replace(from, to);
+        let metadata = "\"paymentMethodType\":\"CARD\"";
+        let with = |member: &str| format!("{metadata},\"paymentMethodMetaData\":{{{member}}}");
+        for (request, expected) in [
+            (by_merchant("MIT_3", "5001", &card, &agreement), "amount_above_max"),
+            (changed("\"currency\":\"EUR\"", "\"currency\":\"USD\""), "currency_mismatch"),
+            (by_merchant("MIT_3", "5000", &other_card, &agreement), "agreement_of_other_card"),
+            (by_merchant("MIT_3", "5000", &other_card, &on_file), "agreement_type"),
+            (changed(metadata, &with("\"cvv\":\"8507\"")), "cvv_present"),
+            (changed(metadata, &with("\"is3DSAuthentication\":true")), "three_ds_requested"),
+            (changed(metadata, &with("\"mpiData\":{\"eci\":\"05\"}")), "mpi_data_present"),
+        ] {
+            assert_eq!(reason(&checkout.post("/v1/payments", &request).await), expected, "{request}");
+        }
+        let browser = changed("\"terminalType\"", "\"browserInfo\":{\"language\":\"en\"},\"terminalType\"");
+        let browser = checkout.post("/v1/payments", &browser).await.expect_problem(422, "invalid_request");
+        assert!(browser.text.contains("/env/browserInfo"), "{}", browser.text);
+        let nobody = "agr_0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+        let unknown = checkout.post("/v1/payments", &by_merchant("MIT_3", "1", &card, nobody)).await;
+        assert_eq!(unknown.expect_problem(404, "not_found").text_at("/errors/0/pointer"), "/storedCredential/agreementId");
+        let rival = vault.client("rival");
+        rival.get(&format!("/v1/agreements/{agreement}")).await.expect_problem(404, "not_found");
+        let foreign = rival.card(&pan).await;
+        rival.post("/v1/payments", &by_merchant("MIT_3", "1", &foreign, &agreement)).await.expect_problem(404, "not_found");
+        assert_eq!(vault.sandbox.recent_calls().len(), calls);
+
+        // The card goes, and with it what it was agreed for.
+        checkout.delete(&format!("/v1/cards/{card}")).await.expect(204);
+        let ended = checkout.get(&format!("/v1/agreements/{agreement}")).await.expect(200);
+        assert_eq!(ended.text_at("/endedReason"), "card_erased");
+        subscriptions.post("/v1/payments", &by_merchant("MIT_3", "1", &card, &agreement)).await.expect_problem(404, "not_found");
+        vault.finish(&[&pan, &other, "8507"]).await;
+    }
+
+    /// A first payment that fails leaves no agreement; one whose answer has no network transaction id serves
+    /// the buyer, and the merchant only once an inquiry has told it. The issuer's word is heard.
+    async fn an_agreement_follows_its_payments(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        let failed = checkout.post("/v1/payments", &stored("OPEN_4", "660031", &card, &opens("SCHEDULED"))).await;
+        assert_eq!(failed.clone().expect(200).text_at("/status"), "FAILED");
+        let gone = checkout.get(&format!("/v1/agreements/{}", failed.text_at("/agreementId"))).await;
+        assert_eq!((gone.text_at("/state").as_str(), gone.text_at("/endedReason").as_str()), ("ENDED", "first_payment_failed"));
+
+        let mut terms = opens("SCHEDULED");
+        terms["agreement"].as_object_mut().expect("an object").remove("maxAmount");
+        let late = checkout.post("/v1/payments", &stored("OPEN_5", "660032", &card, &terms)).await.expect(200);
+        let agreement = late.text_at("/agreementId");
+        let refused = checkout.post("/v1/payments", &by_merchant("MIT_4", "100", &card, &agreement)).await;
+        assert_eq!(reason(&refused), "no_network_transaction_id");
+        checkout.get("/v1/payments/OPEN_5?refresh=true").await.expect(200);
+        let shown = checkout.get(&format!("/v1/agreements/{agreement}")).await.expect(200).json();
+        assert_eq!(shown["networkTransactionId"]["source"], "inquiry");
+        checkout.post("/v1/payments", &by_merchant("MIT_4", "100", &card, &agreement)).await.expect(200);
+
+        let declined = checkout.post("/v1/payments", &by_merchant("MIT_5", "660072", &card, &agreement)).await;
+        assert_eq!(declined.expect(200).text_at("/status"), "FAILED");
+        let again = checkout.post("/v1/payments", &by_merchant("MIT_6", "100", &card, &agreement)).await;
+        assert_eq!(reason(&again), "do_not_retry");
+
+        // Another card, whose issuer says that the buyer stopped it.
+        let other = fresh_pan();
+        let card = checkout.card(&other).await;
+        let opened = checkout.post("/v1/payments", &stored("OPEN_6", "100", &card, &terms)).await.expect(200);
+        let agreement = opened.text_at("/agreementId");
+        checkout.post("/v1/payments", &by_merchant("MIT_7", "660073", &card, &agreement)).await.expect(200);
+        let ended = checkout.get(&format!("/v1/agreements/{agreement}")).await.expect(200);
+        assert_eq!(ended.text_at("/endedReason"), "consent_revoked");
+        vault.finish(&[&pan, &other]).await;
+    }
+
+    /// A dry run shows what would be sent and why, and does nothing.
+    async fn a_dry_run_shows_and_does_nothing(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        let agreement = open(&checkout, "OPEN_7", &card, "SCHEDULED").await;
+        let calls = vault.sandbox.recent_calls().len();
+        let request = by_merchant("MIT_8", "100", &card, &agreement);
+        let shown = checkout.post("/v1/payments?dryRun=true", &request).await.expect(200).json();
+        let metadata = &shown["request"]["paymentMethod"]["paymentMethodMetaData"];
+        assert_eq!(metadata["cardNo"], format!("************{}", &pan[12..]));
+        assert_eq!(metadata["recurringType"], "SCHEDULED");
+        assert!(shown["request"]["storedCredential"].is_null());
+        let pointers: Vec<&str> =
+            shown["members"].as_array().expect("members").iter().filter_map(|m| m["pointer"].as_str()).collect();
+        assert!(pointers.iter().any(|pointer| pointer.ends_with("/networkTransactionId")), "{pointers:?}");
+        assert!(shown["members"].as_array().expect("members").iter().all(|m| m["reason"].is_string()));
+        let fresh = fresh_pan();
+        let inline = sample_with("DRY_1", "100").replace("4117347806156383", &fresh);
+        checkout.post("/v1/payments?dryRun=true", &inline).await.expect(200);
+        checkout.get("/v1/payments/MIT_8").await.expect_problem(404, "not_found");
+        checkout.get("/v1/payments/DRY_1").await.expect_problem(404, "not_found");
+        let cards = checkout.get("/v1/cards").await.expect(200).json();
+        assert_eq!(cards["data"].as_array().map(Vec::len), Some(1));
+        assert_eq!(vault.sandbox.recent_calls().len(), calls);
+        let above = by_merchant("MIT_8", "5001", &card, &agreement);
+        assert_eq!(reason(&checkout.post("/v1/payments?dryRun=true", &above).await), "amount_above_max");
+        vault.finish(&[&pan, &fresh]).await;
+    }
+
+    /// The feed tells when an agreement begins and ends.
+    async fn the_feed_tells_of_agreements(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        let agreement = open(&checkout, "OPEN_8", &card, "SCHEDULED").await;
+        checkout.delete(&format!("/v1/agreements/{agreement}")).await.expect(204);
+        let mut told = Vec::new();
+        let mut after = "0".to_owned();
+        while told.len() < 3 {
+            let page = checkout.get(&format!("/v1/events?after={after}&wait=10")).await.expect(200).json();
+            after = page["next"].as_str().expect("a cursor").to_owned();
+            told.extend(page["data"].as_array().expect("events").iter().map(|e| e["type"].as_str().unwrap_or("").to_owned()));
+        }
+        told.sort();
+        assert_eq!(told, ["agreement.active", "agreement.ended", "payment.authorized"]);
+        vault.finish(&[&pan]).await;
+    }
+}
