@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod body;
 pub mod client;
+pub mod notification;
 pub mod scrub;
 pub mod sign;
 pub mod verify;
