@@ -17,12 +17,13 @@ use rustls::ServerConfig;
 use crate::base::clock::{SharedClock, SystemClock};
 use crate::base::ids::GatewayAccount;
 use crate::base::secret::SecretText;
-use crate::config::{Config, GatewaySection};
+use crate::config::{Config, GatewaySection, NotifySection};
 use crate::crypto::kek::{KekProvider, file};
 use crate::gateway::Gateway;
 use crate::gateway::antom::client::{self, Client};
 use crate::gateway::antom::sign::SigningKey;
 use crate::gateway::antom::verify::Verifier;
+use crate::http::notify;
 use crate::http::router::{Api, router};
 use crate::http::serve::{Limits, Listener};
 use crate::http::tls::{ServerTls, server_config};
@@ -42,7 +43,32 @@ pub struct App {
     router: Router,
     tls: Arc<ServerConfig>,
     api: Listener,
+    notify: Option<NotifyPlane>,
     ops: Option<OpsPlane>,
+}
+
+/// The bound listener for notifications.
+struct NotifyPlane {
+    listener: Listener,
+    tls: Arc<ServerConfig>,
+    signed_path: String,
+    served_path: String,
+}
+
+impl NotifyPlane {
+    async fn bind(section: &NotifySection) -> anyhow::Result<Self> {
+        let tls = server_config(&ServerTls {
+            certificate_pem: read(&section.certificate, "notify.certificate")?,
+            private_key_pem: read_secret(&section.private_key, "notify.private_key")?.into_bytes(),
+            client_ca_pem: None,
+        })
+        .context("setting up TLS for [notify]")?;
+        let listener =
+            Listener::bind(section.listen).await.context("binding notify.listen: is the port free?")?;
+        let signed_path = section.signed_path();
+        let served_path = section.path.clone().unwrap_or_else(|| signed_path.clone());
+        Ok(Self { listener, tls, signed_path, served_path })
+    }
 }
 
 impl App {
@@ -70,10 +96,17 @@ impl App {
             "opening the data keys (is the schema up to date? `cardvault migrate` brings it there)",
         )?;
         let accounts = accounts(config, &clock)?;
+        let notify = match &config.notify {
+            Some(section) => Some(NotifyPlane::bind(section).await?),
+            None => None,
+        };
+        let notify_url = config.notify.as_ref().zip(notify.as_ref());
+        let notify_url = notify_url.map(|(section, plane)| section.url(plane.listener.local_addr().port()));
         let policy = Policy {
             bin_format: config.bin_format(),
             unattached: Duration::from_secs(u64::from(config.retention.unattached_card_hours) * 3600),
             declined_attempts: config.retention.declined_attempts_in_30_days,
+            notify_url,
             ..policy
         };
         let vault = Arc::new(Vault::new(db, keys, accounts, clock, policy)?);
@@ -91,12 +124,17 @@ impl App {
             None => None,
         };
         let router = router(Api { vault: vault.clone(), clients });
-        Ok(Self { vault, router, tls, api, ops })
+        Ok(Self { vault, router, tls, api, notify, ops })
     }
 
     /// Where the API listens.
     pub fn api_address(&self) -> SocketAddr {
         self.api.local_addr()
+    }
+
+    /// Where notifications are taken.
+    pub fn notify_address(&self) -> Option<SocketAddr> {
+        self.notify.as_ref().map(|plane| plane.listener.local_addr())
     }
 
     /// Where the health checks listen.
@@ -107,16 +145,30 @@ impl App {
     /// The one line that tells that requests are taken.
     pub fn ready_line(&self) -> String {
         let ops = self.ops_address().map(|address| format!(" ops=http://{address}")).unwrap_or_default();
-        format!("ready api=https://{}{ops}", self.api_address())
+        let notify =
+            self.notify_address().map(|address| format!(" notify=https://{address}")).unwrap_or_default();
+        format!("ready api=https://{}{notify}{ops}", self.api_address())
     }
 
     /// Serves until `shutdown`, lets the requests and payments in flight finish, and wipes what is held in
     /// memory.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { vault, router, tls, api, ops } = self;
+        let Self { vault, router, tls, api, notify, ops } = self;
         let sweeper = tokio::spawn(sweep(vault.clone()));
         let health = ops.map(|ops| tokio::spawn(ops.serve(vault.clone())));
         let jobs = Jobs::start(&vault);
+        let (stop_notify, stopped) = tokio::sync::oneshot::channel::<()>();
+        let notified = notify.map(|plane| {
+            let router = notify::router(notify::Notify {
+                vault: vault.clone(),
+                signed_path: plane.signed_path.into(),
+                served_path: plane.served_path.into(),
+            });
+            tokio::spawn(plane.listener.serve(plane.tls, router, Limits::default(), async {
+                // A sender that is dropped says the same.
+                let _ = stopped.await;
+            }))
+        });
         let told = vault.clone();
         let shutdown = async move {
             shutdown.await;
@@ -124,6 +176,12 @@ impl App {
             told.bell.stop();
         };
         api.serve(tls, router, Limits::default(), shutdown).await;
+        drop(stop_notify);
+        if let Some(notified) = notified
+            && notified.await.is_err()
+        {
+            tracing::error!(alarm = true, "the notify listener ended in a way that it should not");
+        }
         sweeper.abort();
         if let Some(health) = health {
             health.abort();

@@ -15,7 +15,7 @@ use crate::model::access::{Client, SanName, Scope};
 /// `listen` of `[api]`.
 const PREFIX: &str = "CARDVAULT_";
 /// The sections that variables can reach.
-const SECTIONS: &[&str] = &["api", "ops", "database", "keys", "retention"];
+const SECTIONS: &[&str] = &["api", "notify", "ops", "database", "keys", "retention"];
 /// Variables of the command line and of the tests, which are no keys.
 const NOT_KEYS: &[&str] =
     &["CARDVAULT_CONFIG", "CARDVAULT_LOG", "CARDVAULT_REQUIRE_POSTGRES", "CARDVAULT_TEST_NO_POSTGRES"];
@@ -42,6 +42,9 @@ pub enum ConfigError {
 pub struct Config {
     /// The listener for merchant services.
     pub api: ApiSection,
+    /// The listener for the gateway's notifications; none where absent.
+    #[serde(default)]
+    pub notify: Option<NotifySection>,
     /// The listener for health.
     #[serde(default)]
     pub ops: OpsSection,
@@ -82,6 +85,65 @@ pub struct ApiSection {
 
 fn six() -> u8 {
     6
+}
+
+/// `[notify]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NotifySection {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// What the gateway calls: `https://host[:port]/path`. It is signed over this path. Port 0 stands for
+    /// the port that `listen` got.
+    pub public_url: String,
+    /// The path that reaches this listener, where a proxy rewrites it.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// The server's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub private_key: PathBuf,
+}
+
+impl NotifySection {
+    /// The address that the gateway is given, once the port is known.
+    pub fn url(&self, port: u16) -> String {
+        match reqwest::Url::parse(&self.public_url) {
+            Ok(mut url) if url.port() == Some(0) => {
+                // Only an address without a host refuses a port, and that was checked.
+                let _ = url.set_port(Some(port));
+                url.to_string()
+            }
+            _ => self.public_url.clone(),
+        }
+    }
+
+    /// The path that the gateway signs, with its query.
+    pub fn signed_path(&self) -> String {
+        let Ok(url) = reqwest::Url::parse(&self.public_url) else { return String::new() };
+        match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let url = reqwest::Url::parse(&self.public_url).ok().filter(|url| {
+            url.scheme() == "https"
+                && url.host().is_some()
+                && url.username().is_empty()
+                && url.fragment().is_none()
+        });
+        if url.is_none() || self.public_url.len() > 1024 {
+            return Err(ConfigError::Key("notify.public_url: https://host[:port]/path".into()));
+        }
+        match &self.path {
+            Some(path) if !path.starts_with('/') => {
+                Err(ConfigError::Key("notify.path: begins with /".into()))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// `[ops]`
@@ -234,6 +296,10 @@ impl Config {
         at(&mut self.api.private_key);
         at(&mut self.api.client_ca);
         at(&mut self.keys.keyring);
+        if let Some(notify) = &mut self.notify {
+            at(&mut notify.certificate);
+            at(&mut notify.private_key);
+        }
         self.database.password_file.iter_mut().for_each(at);
         for gateway in &mut self.gateway {
             gateway.private_keys.values_mut().for_each(at);
@@ -250,6 +316,9 @@ impl Config {
         let refuse = |text: String| Err(ConfigError::Key(text));
         if !matches!(self.api.bin_digits, 6 | 8) {
             return refuse("api.bin_digits: 6 or 8".into());
+        }
+        if let Some(notify) = &self.notify {
+            notify.check()?;
         }
         if has_password(&self.database.url) {
             return refuse(
@@ -476,7 +545,7 @@ mod tests {
         for (from, to, named) in [
             ("listen = \"127.0.0.1:8443\"", "listen = \"here\"", "api.listen"),
             ("bin_digits = 6", "bin_digits = \"six\"", "api.bin_digits"),
-            ("[retention]", "[retention", "line 3"),
+            ("[retention]", "[retention", "line 4"),
             ("[keys]\n", "[keys]\ncolour = 1\n", "colour"),
             ("bin_digits = 6", "bin_digits = 7", "api.bin_digits"),
             ("base_url = \"https:", "base_url = \"http:", "base_url"),

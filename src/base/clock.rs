@@ -1,8 +1,10 @@
 //! Time comes in as an argument. Wall time is for what people and the database read; deadlines and
 //! lifetimes use the monotonic clock, which does not jump when somebody sets the date.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -43,6 +45,10 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Millis;
     /// Monotonic time.
     fn instant(&self) -> Instant;
+    /// Returns when so much monotonic time has passed.
+    fn sleep(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(tokio::time::sleep(time))
+    }
 }
 
 /// A clock that many tasks share.

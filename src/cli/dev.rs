@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::app::App;
 use crate::base::entropy;
 use crate::config::{self, Config};
-use crate::sandbox::{DEFAULT_LISTEN, DEFAULT_SLOW, Options, Sandbox};
+use crate::sandbox::{DEFAULT_LISTEN, DEFAULT_SLOW, NotifyOptions, Options, Sandbox};
 use crate::telemetry;
 
 use super::init::{self, Choices};
@@ -118,7 +118,7 @@ async fn start_sandbox(dir: &Path, config: &Config, listen: SocketAddr) -> anyho
         gateway_private_key_pem: read("gateway/sandbox_private.pem")?,
         gateway_key_version: 1,
         slow: DEFAULT_SLOW,
-        notify: None,
+        notify: Some(NotifyOptions { ca_pem: Some(read("pki/ca.pem")?), ..NotifyOptions::default() }),
     };
     Sandbox::start(options).await.context("starting the gateway sandbox")
 }

@@ -43,6 +43,13 @@ pub struct Choices {
     /// Where the API listens.
     #[arg(long, default_value = "127.0.0.1:8443")]
     pub api_listen: SocketAddr,
+    /// Where the gateway's notifications are taken.
+    #[arg(long, default_value = "127.0.0.1:8445")]
+    pub notify_listen: SocketAddr,
+    /// What the gateway calls to reach that listener, `https://HOST/PATH` [default: the listener itself, where
+    /// the gateway is the local sandbox; otherwise no notifications are taken].
+    #[arg(long)]
+    pub notify_url: Option<String>,
     /// Where health checks listen.
     #[arg(long, default_value = "127.0.0.1:9464")]
     pub ops_listen: SocketAddr,
@@ -266,11 +273,27 @@ fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
+/// The `[notify]` section; none where nothing outside can reach it.
+fn notify_text(choices: &Choices) -> String {
+    let listen = choices.notify_listen;
+    let url = match (&choices.notify_url, &choices.gateway_url) {
+        (Some(url), _) => url.clone(),
+        (None, None) => format!("https://{listen}/antom/notify"),
+        (None, Some(_)) => return String::new(),
+    };
+    format!(
+        "[notify]\nlisten = \"{listen}\"\npublic_url = {}\ncertificate = \"pki/server.pem\"\n\
+         private_key = \"pki/server.key\"\n\n",
+        quoted(&url)
+    )
+}
+
 fn toml_text(choices: &Choices, database: &str, gateway: &GatewayFiles) -> String {
+    let notify = notify_text(choices);
     let mut text = format!(
         "# Written by `cardvault init`. cardvault.example.toml documents every key.\n\n\
          [api]\nlisten = \"{}\"\ncertificate = \"pki/server.pem\"\nprivate_key = \"pki/server.key\"\n\
-         client_ca = \"pki/ca.pem\"\n\n[ops]\nlisten = \"{}\"\n\n[database]\n{database}\n\
+         client_ca = \"pki/ca.pem\"\n\n{notify}[ops]\nlisten = \"{}\"\n\n[database]\n{database}\n\
          [keys]\nkeyring = \"keys/keyring.toml\"\n\n\
          [[gateway]]\nname = \"antom\"\nbase_url = {}\nclient_id = {}\n\
          private_keys = {{ 1 = \"gateway/merchant_private.pem\" }}\npublic_keys = {{ 1 = {} }}\n",

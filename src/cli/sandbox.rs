@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::sandbox::{CARDS_HELP, DEFAULT_LISTEN, Options, Sandbox};
+use crate::sandbox::{CARDS_HELP, DEFAULT_LISTEN, NotifyOptions, Options, Sandbox};
 use crate::telemetry;
 
 #[derive(clap::Args)]
@@ -42,6 +42,12 @@ pub struct Args {
     /// How long a slow answer takes, in milliseconds; silence takes four times as long.
     #[arg(long, default_value_t = 10_000)]
     slow_ms: u64,
+    /// Certificate authorities of notification receivers, PEM [default: DIR/pki/ca.pem].
+    #[arg(long)]
+    notify_ca: Option<PathBuf>,
+    /// Send no notifications.
+    #[arg(long)]
+    no_notify: bool,
 }
 
 impl Args {
@@ -60,7 +66,13 @@ impl Args {
             gateway_private_key_pem: read(at(&self.gateway_private_key, "gateway/sandbox_private.pem"))?,
             gateway_key_version: self.gateway_key_version,
             slow: Duration::from_millis(self.slow_ms),
-            notify: None,
+            notify: match self.no_notify {
+                true => None,
+                false => Some(NotifyOptions {
+                    ca_pem: Some(read(at(&self.notify_ca, "pki/ca.pem"))?),
+                    ..NotifyOptions::default()
+                }),
+            },
         })
     }
 }

@@ -17,11 +17,13 @@ pub enum Field {
     Outgoing,
     /// What the gateway answered or notified (`gateway_answer`).
     GatewayAnswer,
+    /// Antom's token of a card that only Antom holds (`token`).
+    Token,
 }
 
 impl Field {
     /// Every field, for tables and tests.
-    pub const ALL: [Self; 4] = [Self::Pan, Self::Details, Self::Outgoing, Self::GatewayAnswer];
+    pub const ALL: [Self; 5] = [Self::Pan, Self::Details, Self::Outgoing, Self::GatewayAnswer, Self::Token];
 
     /// The field's name in key derivation and additional data.
     pub const fn as_str(self) -> &'static str {
@@ -30,12 +32,21 @@ impl Field {
             Self::Details => "details",
             Self::Outgoing => "outgoing",
             Self::GatewayAnswer => "gateway_answer",
+            Self::Token => "token",
         }
     }
 
     /// Reads what [`Self::as_str`] gives.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.as_str() == text)
+    }
+
+    /// The one purpose whose keys seal this field.
+    pub const fn purpose(self) -> Purpose {
+        match self {
+            Self::Pan | Self::Details | Self::Outgoing | Self::GatewayAnswer => Purpose::Card,
+            Self::Token => Purpose::GatewayToken,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::base::secret::SecretBuf;
 
 use super::aad::{Field, Place};
 use super::committed::{Binding, Fresh, NotSealed, OVERHEAD, PAD_TO, pad, unpad};
-use super::keyring::{DataKey, Purpose, RAW_ID, dek_id_of, raw_dek_id};
+use super::keyring::{DataKey, RAW_ID, dek_id_of, raw_dek_id};
 use zeroize::Zeroizing;
 
 /// Longest plaintext of a record, in bytes. Four times the largest answer that the gateway may give.
@@ -154,7 +154,7 @@ pub(super) fn seal_pan_fresh(
 }
 
 fn seal_block(dek: &DataKey, place: &Place<'_>, block: &[u8], fresh: &Fresh) -> Result<Sealed, SealError> {
-    let key = dek.key_for(Purpose::Card).map_err(|_| SealError::WrongPurpose)?;
+    let key = dek.key_for(place.field.purpose()).map_err(|_| SealError::WrongPurpose)?;
     let mut header = [FORMAT_VERSION; HEADER];
     header[1] = ALGORITHM;
     // An id has one spelling, checked where it was parsed; its raw form always exists.
@@ -166,7 +166,7 @@ fn seal_block(dek: &DataKey, place: &Place<'_>, block: &[u8], fresh: &Fresh) -> 
 
 fn open_block(dek: &DataKey, place: &Place<'_>, sealed: &Sealed) -> Result<Zeroizing<Vec<u8>>, OpenError> {
     let record = parse(sealed)?;
-    let key = dek.key_for(Purpose::Card).map_err(|_| OpenError)?;
+    let key = dek.key_for(place.field.purpose()).map_err(|_| OpenError)?;
     if record.dek != *dek.id() || !length_fits(place.field, record.block_length) {
         return Err(OpenError);
     }
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::base::ids::Merchant;
     use crate::base::secret::key256;
-    use crate::crypto::keyring::make_data_key;
+    use crate::crypto::keyring::{Purpose, make_data_key};
 
     fn merchant(name: &str) -> Merchant {
         Merchant::parse(name).expect("a name")
@@ -263,10 +263,10 @@ mod tests {
         }
     }
 
-    /// One sealed record of each field, with its place.
+    /// One sealed record of each field that the key is for, with its place.
     fn one_of_each(dek: &DataKey, check: impl Fn(&Place<'_>, &[u8])) {
         let acme = merchant("acme");
-        for field in Field::ALL {
+        for field in Field::ALL.into_iter().filter(|field| field.purpose() == dek.purpose()) {
             let place = Place { merchant: &acme, record: RECORD, field };
             let sealed = match field {
                 Field::Pan => seal_pan(dek, &place, &pan()),
@@ -422,6 +422,13 @@ mod tests {
         let mac = make_data_key(Purpose::RequestMac).expect("entropy");
         let details = Place { merchant: &acme, record: RECORD, field: Field::Details };
         let number = Place { field: Field::Pan, ..details };
+        let token = Place { field: Field::Token, ..details };
+        let tokens = make_data_key(Purpose::GatewayToken).expect("entropy");
+        assert_eq!(seal(&dek, &token, &buffer(b"x")), Err(SealError::WrongPurpose));
+        assert_eq!(seal(&tokens, &details, &buffer(b"x")), Err(SealError::WrongPurpose));
+        let sealed = seal(&tokens, &token, &buffer(b"x")).expect("sealed");
+        assert!(open(&tokens, &token, &sealed).is_ok_and(|opened| opened.expose() == b"x"));
+        assert_eq!(open(&dek, &token, &sealed).err(), Some(OpenError));
         assert_eq!(seal(&mac, &details, &buffer(b"x")), Err(SealError::WrongPurpose));
         assert_eq!(seal_pan(&mac, &number, &pan()), Err(SealError::WrongPurpose));
         assert_eq!(seal(&dek, &number, &buffer(b"4111111111111111")), Err(SealError::WrongField));

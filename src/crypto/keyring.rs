@@ -19,11 +19,13 @@ pub enum Purpose {
     Fingerprint,
     /// Tells whether a repeated request is the same request (`request_mac`).
     RequestMac,
+    /// Seals Antom's tokens of cards that only Antom holds (`gateway_token`).
+    GatewayToken,
 }
 
 impl Purpose {
     /// Every purpose.
-    pub const ALL: [Self; 3] = [Self::Card, Self::Fingerprint, Self::RequestMac];
+    pub const ALL: [Self; 4] = [Self::Card, Self::Fingerprint, Self::RequestMac, Self::GatewayToken];
 
     /// The purpose's name in the database and in key derivation.
     pub const fn as_str(self) -> &'static str {
@@ -31,6 +33,7 @@ impl Purpose {
             Self::Card => "card",
             Self::Fingerprint => "fingerprint",
             Self::RequestMac => "request_mac",
+            Self::GatewayToken => "gateway_token",
         }
     }
 

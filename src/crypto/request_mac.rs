@@ -4,6 +4,9 @@
 
 use subtle::ConstantTimeEq;
 
+use crate::base::ids::Merchant;
+use crate::base::secret::SecretText;
+
 use super::keyring::{DataKey, Purpose, WrongPurpose};
 use super::mac::hmac_of_parts;
 
@@ -16,6 +19,26 @@ pub fn request_mac(key: &DataKey, canonical: &[u8]) -> Result<[u8; 32], WrongPur
 /// Whether `mac` is the MAC of `canonical`, compared in constant time. A MAC of another length is not.
 pub fn verify(key: &DataKey, canonical: &[u8], mac: &[u8]) -> Result<bool, WrongPurpose> {
     Ok(request_mac(key, canonical)?.ct_eq(mac).into())
+}
+
+/// Whether two MACs are the same, compared in constant time.
+pub fn same(one: &[u8; 32], other: &[u8]) -> bool {
+    one.ct_eq(other).into()
+}
+
+/// Finds a card again by Antom's token of it: HMAC-SHA-256 of LP("gateway-token/v1", merchant, token).
+pub fn token_digest(
+    key: &DataKey,
+    merchant: &Merchant,
+    token: &SecretText,
+) -> Result<[u8; 32], WrongPurpose> {
+    let parts: [&[u8]; 3] = [b"gateway-token/v1", merchant.as_str().as_bytes(), token.expose().as_bytes()];
+    Ok(hmac_of_parts(key.key_for(Purpose::RequestMac)?, &parts))
+}
+
+/// Tells one notification from another: HMAC-SHA-256 of LP("notice/v1", `what`).
+pub fn notice_digest(key: &DataKey, what: &[u8]) -> Result<[u8; 32], WrongPurpose> {
+    Ok(hmac_of_parts(key.key_for(Purpose::RequestMac)?, &[b"notice/v1", what]))
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use crate::base::secret::SecretBuf;
 
 pub mod antom;
 
+use antom::verify::{NotVerified, SignatureHeaders, VerifiedText};
+
 /// Which of the gateway's calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
@@ -16,12 +18,20 @@ pub enum Call {
     Pay,
     /// Ask what became of one.
     InquiryPayment,
+    /// End one, whatever became of it.
+    Cancel,
+    /// Take authorised money.
+    Capture,
+    /// Give money back.
+    Refund,
+    /// Ask what became of a refund.
+    InquiryRefund,
 }
 
 /// How a call ended.
 pub enum Exchange {
     /// An answer whose signature is right.
-    Answered(antom::verify::VerifiedText),
+    Answered(VerifiedText),
     /// Provably not one byte of the request left this process.
     NotSent(&'static str),
     /// The request may have arrived; there is no answer to trust.
@@ -32,4 +42,12 @@ pub enum Exchange {
 pub trait Gateway: Send + Sync {
     /// Sends `body` as it is and waits for the answer, within the account's time limits.
     fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>>;
+
+    /// Checks a notification over the path that the gateway called. Nothing of it is read before.
+    fn verify_notification(
+        &self,
+        path: &str,
+        headers: &SignatureHeaders<'_>,
+        body: &[u8],
+    ) -> Result<VerifiedText, NotVerified>;
 }

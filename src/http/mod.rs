@@ -2,6 +2,7 @@
 //! the verified names of their caller; what the caller may do is decided before anything is read.
 
 pub mod extract;
+pub mod notify;
 pub mod peer;
 pub mod problem;
 pub mod router;

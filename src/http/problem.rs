@@ -67,6 +67,7 @@ kinds! {
     CARD_DATA_OUTSIDE_CARD = 422 "card_data_outside_card" "A card number stands where none may be. Nothing was stored or sent.";
     STORED_CREDENTIAL_REQUIRED = 422 "stored_credential_required" "The card was typed too long ago to be paid with unless a stored-credential agreement covers it. Nothing was sent.";
     STORED_CREDENTIAL_REFUSED = 422 "stored_credential_refused" "A rule of stored credentials forbids the payment; errors tells which. Nothing was sent.";
+    OPERATION_REFUSED = 422 "operation_refused" "The payment does not allow the operation; errors tells why. Nothing was sent.";
     BUYER_MISMATCH = 422 "buyer_mismatch" "The card belongs to another buyer. Nothing was sent.";
     TOO_MANY_CVVS = 429 "too_many_cvvs" "Too many CVVs are held at once." after 30;
     INTERNAL = 500 "internal" "The vault failed; its log says why.";
@@ -185,8 +186,16 @@ impl From<OpError> for Problem {
                 let fault = FieldFault::at("/order/buyer/referenceBuyerId", "buyer_mismatch");
                 Self::with(BUYER_MISMATCH, vec![fault])
             }
-            OpError::RequestIdReused => {
-                Self::with(REQUEST_ID_REUSED, vec![FieldFault::at("/paymentRequestId", "request_id_reused")])
+            OpError::OperationRefused(refusal) => {
+                let fault = FieldFault::at(refusal.pointer(None), refusal.code());
+                Self::with(OPERATION_REFUSED, vec![fault])
+            }
+            OpError::OperationNotAllowed(kind, refusal) => {
+                let fault = FieldFault::at(refusal.pointer(Some(kind)), refusal.code());
+                Self::with(OPERATION_REFUSED, vec![fault])
+            }
+            OpError::RequestIdReused(pointer) => {
+                Self::with(REQUEST_ID_REUSED, vec![FieldFault::at(pointer, "request_id_reused")])
             }
             OpError::CvvNotAvailable => CVV_NOT_AVAILABLE.into(),
             OpError::TooMuch => TOO_MANY_CVVS.into(),

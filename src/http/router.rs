@@ -52,6 +52,11 @@ routes! {
     "/v1/agreements/{agreement_id}" { get read_agreement delete withdraw_agreement }
     "/v1/payments" { post create_payment get list_payments }
     "/v1/payments/{payment_request_id}" { get read_payment }
+    "/v1/payments/{payment_request_id}/captures" { post create_capture get list_captures }
+    "/v1/payments/{payment_request_id}/captures/{capture_request_id}" { get read_capture }
+    "/v1/payments/{payment_request_id}/cancel" { post cancel_payment get read_cancel }
+    "/v1/payments/{payment_request_id}/refunds" { post create_refund get list_refunds }
+    "/v1/payments/{payment_request_id}/refunds/{refund_request_id}" { get read_refund }
     "/v1/events" { get list_events }
     "/v1/whoami" { get whoami }
     "/openapi.json" { get openapi }
@@ -227,6 +232,8 @@ mod tests {
         let snake = |path: &str| {
             path.replace("cardId", "card_id")
                 .replace("paymentRequestId", "payment_request_id")
+                .replace("captureRequestId", "capture_request_id")
+                .replace("refundRequestId", "refund_request_id")
                 .replace("agreementId", "agreement_id")
         };
         let mut described: Vec<(String, String)> = Vec::new();

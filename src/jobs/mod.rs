@@ -1,7 +1,9 @@
 //! Work that nobody asked for just now. A job does one bounded piece at a time, which is what tests call;
 //! the loop around it only decides when.
 
+mod housekeeping;
 pub mod sequence;
+mod settle;
 
 use std::sync::Arc;
 
@@ -13,23 +15,39 @@ use crate::ops::Vault;
 /// The running jobs of a process.
 pub struct Jobs {
     stop: watch::Sender<bool>,
-    sequencer: JoinHandle<()>,
+    running: Vec<(&'static str, JoinHandle<()>)>,
+    /// What the others write is numbered to the last.
+    sequencer: (watch::Sender<bool>, JoinHandle<()>),
 }
 
 impl Jobs {
     /// Starts all jobs.
     pub fn start(vault: &Arc<Vault>) -> Self {
         let (stop, stopping) = watch::channel(false);
-        let sequencer = tokio::spawn(sequence::run(Arc::clone(vault), stopping));
-        Self { stop, sequencer }
+        let running = vec![
+            ("reconciler", tokio::spawn(settle::run(Arc::clone(vault), stopping.clone()))),
+            ("housekeeping", tokio::spawn(housekeeping::run(Arc::clone(vault), stopping))),
+        ];
+        let (last, stopping) = watch::channel(false);
+        let sequencer = (last, tokio::spawn(sequence::run(Arc::clone(vault), stopping)));
+        Self { stop, running, sequencer }
     }
 
     /// Lets each job finish the piece that it is at. A job is never cut off: that could leave a
     /// transaction open.
     pub async fn stop(self) {
         self.stop.send_replace(true);
-        if self.sequencer.await.is_err() {
-            tracing::error!(alarm = true, "the event sequencer ended in a way that it should not");
+        for (name, job) in self.running {
+            ended(name, job).await;
         }
+        let (last, sequencer) = self.sequencer;
+        last.send_replace(true);
+        ended("event sequencer", sequencer).await;
+    }
+}
+
+async fn ended(name: &'static str, job: JoinHandle<()>) {
+    if job.await.is_err() {
+        tracing::error!(alarm = true, job = name, "a job ended in a way that it should not");
     }
 }

@@ -163,6 +163,8 @@ actions! {
     PayWithoutBuyer => PaymentsMit,
     /// Read payments.
     ReadPayments => PaymentsRead,
+    /// Capture, cancel, refund, and see what came of it.
+    ModifyPayments => PaymentsModify,
     /// Read the event feed.
     ReadEvents => EventsRead,
     /// Read agreements.

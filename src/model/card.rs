@@ -369,10 +369,8 @@ pub fn read_cvv(object: &Object<'_>) -> Result<(Cvv, Option<PaymentRequestId>), 
     }
 }
 
-/// A card as callers see it: nothing of it needs the PAN to be opened.
-pub struct MaskedCard {
-    /// The reference.
-    pub card_id: CardId,
+/// What may be shown of a card's number, and what goes with it.
+pub struct MaskedPan {
     /// Antom's name of the brand.
     pub brand: String,
     /// The first six (or eight) digits.
@@ -383,6 +381,14 @@ pub struct MaskedCard {
     pub details: Details,
     /// `fp_…`: the same PAN has the same one within a merchant.
     pub fingerprint: String,
+}
+
+/// A card as callers see it: nothing of it needs the PAN to be opened.
+pub struct MaskedCard {
+    /// The reference.
+    pub card_id: CardId,
+    /// Its number, masked; none where only Antom holds it.
+    pub number: Option<MaskedPan>,
     /// Whose card it is.
     pub buyer: Option<String>,
     /// Until when a CVV is held for its next payment.
@@ -396,17 +402,20 @@ pub struct MaskedCard {
 impl MaskedCard {
     /// The card as the API shows it.
     pub fn json(&self) -> String {
+        let number = self.number.as_ref();
+        let details = number.map(|number| &number.details);
+        let parts = |parts: Option<&Parts>| parts.map_or("null".to_owned(), Parts::json);
         let mut out = ObjectWriter::default();
         out.string("cardId", self.card_id.as_str())
-            .string("source", "PAN")
-            .string("brand", &self.brand)
-            .string("bin", &self.bin)
-            .string("last4", &self.last4)
-            .string("expiryMonth", &self.details.expiry.month_text())
-            .string("expiryYear", &self.details.expiry.year_text())
-            .string("fingerprint", &self.fingerprint)
-            .raw("cardholderName", &self.details.name.as_ref().map_or("null".to_owned(), Parts::json))
-            .raw("billingAddress", &self.details.address.as_ref().map_or("null".to_owned(), Parts::json))
+            .string("source", if number.is_some() { "PAN" } else { "GATEWAY_TOKEN" })
+            .string_or_null("brand", number.map(|number| number.brand.as_str()))
+            .string_or_null("bin", number.map(|number| number.bin.as_str()))
+            .string_or_null("last4", number.map(|number| number.last4.as_str()))
+            .string_or_null("expiryMonth", details.map(|details| details.expiry.month_text()).as_deref())
+            .string_or_null("expiryYear", details.map(|details| details.expiry.year_text()).as_deref())
+            .string_or_null("fingerprint", number.map(|number| number.fingerprint.as_str()))
+            .raw("cardholderName", &parts(details.and_then(|details| details.name.as_ref())))
+            .raw("billingAddress", &parts(details.and_then(|details| details.address.as_ref())))
             .string_or_null("referenceBuyerId", self.buyer.as_deref())
             .string_or_null("cvvHeldUntil", self.cvv_held_until.map(Millis::rfc3339).as_deref())
             .string("createdAt", &self.created_at.rfc3339())

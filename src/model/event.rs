@@ -5,6 +5,7 @@ use crate::base::clock::Millis;
 use crate::base::ids::EventId;
 use crate::base::json::ObjectWriter;
 
+use super::operation::{OperationKind, OperationStatus};
 use super::payment::Status;
 
 /// A kind of event. It is read back as text, so that a process can show the kinds of a newer one.
@@ -22,6 +23,38 @@ pub enum EventKind {
     AgreementActive,
     /// An agreement is over.
     AgreementEnded,
+    /// A card is kept: typed here, or told by the gateway under its token.
+    CardStored,
+    /// The expiry, name or address of a card that an agreement uses was changed.
+    CardUpdated,
+    /// A card that an agreement uses expires within 30 days.
+    CardExpiring,
+    /// The gateway works on a capture.
+    CaptureProcessing,
+    /// Money was captured.
+    CaptureSucceeded,
+    /// A capture failed for good.
+    CaptureFailed,
+    /// The gateway works on a refund.
+    RefundProcessing,
+    /// Money was given back.
+    RefundSucceeded,
+    /// A refund failed for good.
+    RefundFailed,
+    /// A dispute began.
+    DisputeCreated,
+    /// A dispute was decided.
+    DisputeJudged,
+    /// A dispute was taken back.
+    DisputeCancelled,
+    /// A dispute was accepted.
+    DisputeAccepted,
+    /// The merchant's defence was handed in.
+    DisputeDefended,
+    /// The merchant's time for a defence is running out.
+    DisputeDefenseDue,
+    /// A dispute was resolved by refund before it became one (Visa's rapid dispute resolution).
+    DisputeResolved,
 }
 
 impl EventKind {
@@ -34,7 +67,50 @@ impl EventKind {
             Self::PaymentCancelled => "payment.cancelled",
             Self::AgreementActive => "agreement.active",
             Self::AgreementEnded => "agreement.ended",
+            Self::CardStored => "card.stored",
+            Self::CardUpdated => "card.updated",
+            Self::CardExpiring => "card.expiring",
+            Self::CaptureProcessing => "capture.processing",
+            Self::CaptureSucceeded => "capture.succeeded",
+            Self::CaptureFailed => "capture.failed",
+            Self::RefundProcessing => "refund.processing",
+            Self::RefundSucceeded => "refund.succeeded",
+            Self::RefundFailed => "refund.failed",
+            Self::DisputeCreated => "dispute.created",
+            Self::DisputeJudged => "dispute.judged",
+            Self::DisputeCancelled => "dispute.cancelled",
+            Self::DisputeAccepted => "dispute.accepted",
+            Self::DisputeDefended => "dispute.defense_supplied",
+            Self::DisputeDefenseDue => "dispute.defense_due",
+            Self::DisputeResolved => "dispute.resolved",
         }
+    }
+
+    /// What an operation's new status is announced as; an unknown outcome is no news.
+    pub fn of_operation(kind: OperationKind, status: OperationStatus) -> Option<Self> {
+        match (kind, status) {
+            (_, OperationStatus::Unknown) => None,
+            (OperationKind::Capture, OperationStatus::Processing) => Some(Self::CaptureProcessing),
+            (OperationKind::Capture, OperationStatus::Succeeded) => Some(Self::CaptureSucceeded),
+            (OperationKind::Capture, OperationStatus::Failed) => Some(Self::CaptureFailed),
+            (OperationKind::Refund, OperationStatus::Processing) => Some(Self::RefundProcessing),
+            (OperationKind::Refund, OperationStatus::Succeeded) => Some(Self::RefundSucceeded),
+            (OperationKind::Refund, OperationStatus::Failed) => Some(Self::RefundFailed),
+        }
+    }
+
+    /// What a dispute notification is announced as.
+    pub fn of_dispute(notify_type: &str) -> Option<Self> {
+        Some(match notify_type {
+            "DISPUTE_CREATED" => Self::DisputeCreated,
+            "DISPUTE_JUDGED" => Self::DisputeJudged,
+            "DISPUTE_CANCELLED" => Self::DisputeCancelled,
+            "DISPUTE_ACCEPTED" => Self::DisputeAccepted,
+            "DEFENSE_SUPPLIED" => Self::DisputeDefended,
+            "DEFENSE_DUE_ALERT" => Self::DisputeDefenseDue,
+            "RDR_RESOLVED" => Self::DisputeResolved,
+            _ => return None,
+        })
     }
 
     /// What a payment's new status is announced as; an unknown outcome is no news.

@@ -12,7 +12,7 @@ use crate::base::json::{self, Object};
 use crate::base::money::Amount;
 use crate::base::secret::SecretText;
 
-use super::agreement::{StoredCredential, read_stored_credential};
+use super::agreement::{StoredCredential, parse_time, read_stored_credential};
 use super::card::{CardReader, Details, Parts, TypedCard};
 use super::vocabulary;
 
@@ -38,6 +38,8 @@ pub enum CardForm {
     Inline(TypedCard),
     /// One of the vault's.
     Reference(CardId),
+    /// Antom's own token of a card that only Antom holds.
+    Token(SecretText),
     /// None: the buyer types it on Antom's page.
     HostedPage,
 }
@@ -104,6 +106,18 @@ pub struct PayRequest {
     pub three_ds: bool,
     /// Whether `env` has a `browserInfo`.
     pub has_browser_info: bool,
+    /// `paymentFactor.captureMode` is `MANUAL`: money is taken by captures only.
+    pub manual_capture: bool,
+    /// `tokenize`: Antom's token is asked for; none where the caller does not say.
+    pub tokenize: Option<bool>,
+    /// Antom's token is asked for by the vault.
+    pub add_tokenize: bool,
+    /// The card is one that only Antom holds.
+    pub pays_by_token: bool,
+    /// `paymentExpiryTime`.
+    pub expires_at: Option<Millis>,
+    /// Stands in place of the caller's `paymentNotifyUrl`, where the vault takes notifications itself.
+    pub notify_url: Option<String>,
     /// Top-level members but `paymentMethod`, in their order.
     pub top: Vec<Member>,
     /// Members of `paymentMethod` but `paymentMethodId` and `paymentMethodMetaData`.
@@ -185,6 +199,8 @@ impl PayRequest {
         let stored = top.get("storedCredential").and_then(|raw| {
             read_stored_credential(raw, now).map_err(|mut wrong| faults.append(&mut wrong)).ok()
         });
+        let manual_capture = read_capture_mode(&top, &mut faults);
+        let expires_at = read_expiry_time(&top, &mut faults);
         let method = read_method(&top, &mut faults);
         let card = method.as_ref().and_then(|(method, metadata)| {
             read_card(method, metadata.as_ref(), buyer.as_ref(), now, &mut faults)
@@ -207,6 +223,12 @@ impl PayRequest {
                     stored_credential: stored,
                     three_ds: card.three_ds,
                     has_browser_info: has_browser_info(&top),
+                    manual_capture,
+                    tokenize: card.tokenize,
+                    add_tokenize: false,
+                    pays_by_token: false,
+                    expires_at,
+                    notify_url: None,
                     top: pass(&top, &["storedCredential"]),
                     method: pass(&method, &["paymentMethodId", "paymentMethodMetaData"]),
                     metadata: passed,
@@ -260,7 +282,7 @@ fn has_pan_in(raw: &str, pan: &Pan) -> bool {
 /// Members of free text, in which any card number of a known brand is refused wherever they stand.
 const FREE_TEXT: &[&str] = &["orderDescription", "metadata", "extendInfo"];
 
-fn find_free_text_pans(raw: &str, faults: &mut Vec<FieldFault>) {
+pub(super) fn find_free_text_pans(raw: &str, faults: &mut Vec<FieldFault>) {
     fn walk(raw: &str, at: &str, free: bool, faults: &mut Vec<FieldFault>) {
         let refuse = |faults: &mut Vec<FieldFault>| {
             faults.push(FieldFault { pointer: Cow::Owned(at.to_owned()), code: "card_data_outside_card" });
@@ -286,23 +308,68 @@ fn find_free_text_pans(raw: &str, faults: &mut Vec<FieldFault>) {
 }
 
 fn read_amount(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<Amount> {
+    let pointers = ["/paymentAmount", "/paymentAmount/currency", "/paymentAmount/value"];
+    read_sum(top, "paymentAmount", pointers, faults)
+}
+
+/// Reads a sum of money; `pointers` name it, its currency and its value.
+pub(super) fn read_sum(
+    top: &Object<'_>,
+    name: &str,
+    pointers: [&'static str; 3],
+    faults: &mut Vec<FieldFault>,
+) -> Option<Amount> {
+    let [at, at_currency, at_value] = pointers;
     let mut fault = |pointer, code| {
         faults.push(FieldFault::at(pointer, code));
         None
     };
-    let Some(raw) = top.get("paymentAmount") else { return fault("/paymentAmount", "required") };
-    let Some(object) = Object::parse(raw) else { return fault("/paymentAmount", "invalid_type") };
-    let Some(currency) = object.get("currency") else { return fault("/paymentAmount/currency", "required") };
-    let Some(value) = object.get("value") else { return fault("/paymentAmount/value", "required") };
-    let Some(currency) = json::string(currency) else {
-        return fault("/paymentAmount/currency", "invalid_type");
-    };
-    let Some(value) = json::string(value) else { return fault("/paymentAmount/value", "invalid_type") };
+    let Some(raw) = top.get(name) else { return fault(at, "required") };
+    let Some(object) = Object::parse(raw) else { return fault(at, "invalid_type") };
+    let Some(currency) = object.get("currency") else { return fault(at_currency, "required") };
+    let Some(value) = object.get("value") else { return fault(at_value, "required") };
+    let Some(currency) = json::string(currency) else { return fault(at_currency, "invalid_type") };
+    let Some(value) = json::string(value) else { return fault(at_value, "invalid_type") };
     match Amount::from_wire(&currency, &value) {
         Ok(amount) => Some(amount),
-        Err(error) if error.is_currency() => fault("/paymentAmount/currency", "invalid_value"),
-        Err(_) => fault("/paymentAmount/value", "invalid_value"),
+        Err(error) if error.is_currency() => fault(at_currency, "invalid_value"),
+        Err(_) => fault(at_value, "invalid_value"),
     }
+}
+
+/// Whether `paymentFactor.captureMode` is `MANUAL`; absent is `AUTOMATIC`.
+fn read_capture_mode(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> bool {
+    const AT: &str = "/paymentFactor/captureMode";
+    let factor = match top.get("paymentFactor").map(Object::parse) {
+        None => return false,
+        Some(None) => {
+            faults.push(FieldFault::at("/paymentFactor", "invalid_type"));
+            return false;
+        }
+        Some(Some(factor)) => factor,
+    };
+    match factor.get("captureMode").map(json::string) {
+        None => false,
+        Some(None) => {
+            faults.push(FieldFault::at(AT, "invalid_type"));
+            false
+        }
+        Some(Some(text)) if matches!(text.as_ref(), "AUTOMATIC" | "") => false,
+        Some(Some(text)) if text == "MANUAL" => true,
+        Some(Some(_)) => {
+            faults.push(FieldFault::at(AT, "invalid_value"));
+            false
+        }
+    }
+}
+
+fn read_expiry_time(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<Millis> {
+    let raw = top.get("paymentExpiryTime")?;
+    let at = json::string(raw).and_then(|text| parse_time(&text));
+    if at.is_none() {
+        faults.push(FieldFault::at("/paymentExpiryTime", "invalid_value"));
+    }
+    at
 }
 
 fn read_buyer(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<BuyerId> {
@@ -349,6 +416,20 @@ struct ReadCard {
     omit_cvv: bool,
     claims: Claims,
     three_ds: bool,
+    tokenize: Option<bool>,
+}
+
+/// Longest token of Antom's (reference, section 16), in characters.
+const TOKEN_CHARS: usize = 2048;
+
+/// A `paymentMethodId` that is not a card's reference: Antom's own token. What looks like a reference
+/// and is none, or like a card number, is a mistake.
+fn read_token(text: &str) -> Option<SecretText> {
+    let good = (1..=TOKEN_CHARS).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\'))
+        && !text.starts_with("card_")
+        && find_pans(text).is_empty();
+    good.then(|| text.into())
 }
 
 fn read_card(
@@ -369,14 +450,18 @@ fn read_card(
         omit_cvv: false,
         claims: flags.claims,
         three_ds: flags.three_ds,
+        tokenize: flags.tokenize,
     };
     match (method.get("paymentMethodId"), has("cardNo")) {
         (Some(_), true) => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "conflict")),
         (Some(raw), false) => {
             let id = json::string(raw);
-            match id.as_deref().map(CardId::parse) {
-                Some(Some(id)) => read.form = CardForm::Reference(id),
-                Some(None) => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "invalid_value")),
+            match id.as_deref().map(|text| (CardId::parse(text), read_token(text))) {
+                Some((Some(id), _)) => read.form = CardForm::Reference(id),
+                Some((None, Some(token))) => read.form = CardForm::Token(token),
+                Some((None, None)) => {
+                    faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "invalid_value"));
+                }
                 None => faults.push(FieldFault::at("/paymentMethod/paymentMethodId", "invalid_type")),
             }
             read.claims.month = reader.month(false);
@@ -417,6 +502,7 @@ fn says_omit(metadata: Option<&Object<'_>>) -> bool {
 struct Flags {
     claims: Claims,
     three_ds: bool,
+    tokenize: Option<bool>,
 }
 
 /// The members that say how a card is charged. The vault writes most of them itself: what the caller
@@ -432,6 +518,7 @@ fn read_flags(reader: &mut CardReader<'_>, metadata: &Object<'_>) -> Flags {
     };
     let is_card_on_file = flag("isCardOnFile");
     let three_ds = [flag("is3DSAuthentication"), flag("enableAuthenticationUpgrade")];
+    let tokenize = flag("tokenize");
     let text =
         |reader: &mut CardReader<'_>, name: &str| reader.string(name).map(|text| text.expose().to_owned());
     Flags {
@@ -442,6 +529,7 @@ fn read_flags(reader: &mut CardReader<'_>, metadata: &Object<'_>) -> Flags {
             ..Claims::default()
         },
         three_ds: three_ds.contains(&Some(true)),
+        tokenize,
     }
 }
 

@@ -3,6 +3,8 @@
 use crate::base::clock::Millis;
 use crate::base::json::{self, Object, ObjectWriter};
 
+use super::operation::OperationKind;
+use super::operation_view::OperationView;
 use super::payment::{Source, Status};
 
 /// A payment's row and its newest answer, both without card data.
@@ -25,10 +27,37 @@ pub struct PaymentView {
     pub settled_by: Option<String>,
     /// The newest answer, as [`KeptAnswer::json`] wrote it.
     pub answer: Option<String>,
+    /// Its captures and refunds.
+    pub operations: Vec<OperationView>,
+    /// Its cancel.
+    pub cancel: Option<CancelView>,
     /// When it was asked for.
     pub created_at: Millis,
     /// When it last changed.
     pub updated_at: Millis,
+}
+
+/// A payment's cancel, as callers see it.
+pub struct CancelView {
+    /// `OPEN` (its outcome is not known yet), `REFUSED` or `DONE`.
+    pub status: &'static str,
+    /// Whether the caller asked for it, or the vault ended what could not be cleared up.
+    pub by_caller: bool,
+    /// The gateway's code, where it refused.
+    pub code: Option<String>,
+    /// Since when.
+    pub at: Millis,
+}
+
+impl CancelView {
+    fn json(&self) -> String {
+        ObjectWriter::default()
+            .string("status", self.status)
+            .string("requestedBy", if self.by_caller { "CALLER" } else { "VAULT" })
+            .string_or_null("resultCode", self.code.as_deref())
+            .string("requestedAt", &self.at.rfc3339())
+            .finish()
+    }
 }
 
 /// A scrubbed answer and which call it was to.
@@ -47,7 +76,7 @@ impl KeptAnswer {
 }
 
 /// Members of an answer that send the buyer somewhere.
-const REDIRECTS: &[&str] =
+pub const REDIRECTS: &[&str] =
     &["normalUrl", "schemeUrl", "applinkUrl", "redirectActionForm", "challengeActionForm"];
 
 impl PaymentView {
@@ -89,14 +118,21 @@ impl PaymentView {
                 &or_null(answer.and_then(|answer| answer.get("paymentResultInfo"))),
             );
         }
-        out.raw("captures", "[]").raw("refunds", "[]");
         if whole {
-            out.raw("gatewayResponse", &or_null(raw));
+            out.raw("captures", &self.operations_json(OperationKind::Capture))
+                .raw("refunds", &self.operations_json(OperationKind::Refund))
+                .raw("cancel", &or_null(self.cancel.as_ref().map(CancelView::json).as_deref()))
+                .raw("gatewayResponse", &or_null(raw));
         }
         out.string_or_null("settledBy", self.settled_by.as_deref())
             .string("createdAt", &self.created_at.rfc3339())
             .string("updatedAt", &self.updated_at.rfc3339());
         out.finish()
+    }
+
+    fn operations_json(&self, kind: OperationKind) -> String {
+        let of_kind = self.operations.iter().filter(|operation| operation.kind == kind);
+        format!("[{}]", of_kind.map(OperationView::brief_json).collect::<Vec<_>>().join(","))
     }
 
     fn amount_json(&self) -> String {
@@ -160,6 +196,8 @@ mod tests {
             amount: "100".into(),
             settled_by: None,
             answer,
+            operations: Vec::new(),
+            cancel: None,
             created_at: Millis(0),
             updated_at: Millis(0),
         };
@@ -196,6 +234,8 @@ mod tests {
             amount: "100".into(),
             settled_by: None,
             answer: Some(KeptAnswer::json(Source::Pay, answer)),
+            operations: Vec::new(),
+            cancel: None,
             created_at: Millis(0),
             updated_at: Millis(0),
         };

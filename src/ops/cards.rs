@@ -7,19 +7,23 @@ use crate::base::fault::FieldFault;
 use crate::base::ids::{CardId, Merchant, PaymentRequestId};
 use crate::base::limits::PAGE;
 use crate::base::sealed::Sealed;
-use crate::base::secret::SecretBuf;
+use crate::base::secret::{SecretBuf, SecretText};
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::ephemeral::EphemeralSealed;
 use crate::crypto::keyring::Purpose;
-use crate::crypto::{envelope, fingerprint};
+use crate::crypto::{envelope, fingerprint, request_mac};
+use crate::gateway::antom::body::Instrument;
 use crate::model::access::{Allowed, EraseCards, ReadCards, WriteCards};
 use crate::model::agreement::AgreementEvent;
-use crate::model::card::{CardPatch, Details, MaskedCard, TypedCard};
+use crate::model::card::{CardPatch, Details, MaskedCard, MaskedPan, TypedCard};
+use crate::model::event::EventKind;
 use crate::slots::Taken;
+use crate::store::agreements::has_active;
 use crate::store::cards as rows;
-use crate::store::cards::{CardFilter, CardRow, CvvSlot, NewCard};
+use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, NewCard};
 
 use super::error::OpError;
+use super::events::insert_card_event;
 use super::{Vault, cvv_of};
 
 /// How often a lost race is run again. Each turn somebody else has won, so progress is made.
@@ -125,6 +129,7 @@ impl Vault {
         let place = Place { merchant, record: card_id.as_str(), field: Field::Pan };
         let sealed_pan = envelope::seal_pan(&dek, &place, pan)?;
         let sealed_details = self.seal_details(merchant, &card_id, details)?;
+        let now = self.now();
         let card = NewCard {
             card_id: &card_id,
             merchant,
@@ -135,9 +140,72 @@ impl Vault {
             last4: &pan.last4(),
             pan: &sealed_pan,
             details: &sealed_details,
-            now: self.now(),
+            now,
         };
-        Ok(rows::insert_card(&self.db, &card).await?.then_some(card_id))
+        let mut tx = self.db.begin_write().await?;
+        if !rows::insert_card(&mut tx, &card).await? {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        insert_card_event(&mut tx, merchant, &card_id, "PAN", EventKind::CardStored, None, now).await?;
+        tx.commit().await?;
+        self.bell.ring_written();
+        Ok(Some(card_id))
+    }
+
+    /// The merchant's card that Antom holds under this token.
+    pub(super) async fn find_by_token(
+        &self,
+        merchant: &Merchant,
+        token: &SecretText,
+        buyer: Option<&str>,
+    ) -> Result<Option<CardRow>, OpError> {
+        let digest = self.token_digest(merchant, token)?;
+        Ok(rows::find_card_by_token(&self.db, merchant, buyer, &digest).await?)
+    }
+
+    /// The keyed digest by which a card that Antom holds is found again.
+    pub(super) fn token_digest(&self, merchant: &Merchant, token: &SecretText) -> Result<[u8; 32], OpError> {
+        Ok(request_mac::token_digest(&*self.keys.active(Purpose::RequestMac)?, merchant, token)?)
+    }
+
+    /// The card that a payment names by Antom's token, or that the gateway has told; a token that is new
+    /// here is kept.
+    pub(super) async fn card_for_token(
+        &self,
+        merchant: &Merchant,
+        token: &SecretText,
+        buyer: Option<&str>,
+    ) -> Result<CardRow, OpError> {
+        for _ in 0..TURNS {
+            if let Some(row) = self.find_by_token(merchant, token, buyer).await? {
+                return Ok(row);
+            }
+            let (card_id, now) = (CardId::make()?, self.now());
+            let digest = self.token_digest(merchant, token)?;
+            let dek = self.keys.active(Purpose::GatewayToken)?;
+            let place = Place { merchant, record: card_id.as_str(), field: Field::Token };
+            let text = SecretBuf::from_vec(token.expose().as_bytes().to_vec());
+            let sealed = envelope::seal(&dek, &place, &text)?;
+            let card = rows::NewTokenCard {
+                card_id: &card_id,
+                merchant,
+                buyer,
+                token: &sealed,
+                digest: &digest,
+                now,
+            };
+            let mut tx = self.db.begin_write().await?;
+            if rows::insert_token_card(&mut tx, &card).await? {
+                let kind = EventKind::CardStored;
+                insert_card_event(&mut tx, merchant, &card_id, "GATEWAY_TOKEN", kind, None, now).await?;
+                tx.commit().await?;
+                self.bell.ring_written();
+            } else {
+                tx.rollback().await?;
+            }
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!("a card is being changed by many callers at once")))
     }
 
     /// Gives a card the details that were typed again; `false` where somebody else changed it meanwhile.
@@ -147,11 +215,35 @@ impl Vault {
         row: &CardRow,
         details: &Details,
     ) -> Result<bool, OpError> {
-        let old = self.open_details(merchant, row).await?;
+        let old = self.open_details(merchant, row).await?.ok_or_else(held_by_gateway)?;
         let merged = details.over(old);
-        let sealed = self.seal_details(merchant, &row.card_id, &merged)?;
-        let (id, version) = (&row.card_id, row.version);
-        Ok(rows::update_details(&self.db, merchant, id, version, &sealed, true, self.now()).await?)
+        self.change_details(merchant, row, &merged, true).await
+    }
+
+    /// Writes a card's details, with the event where an agreement in force uses the card.
+    async fn change_details(
+        &self,
+        merchant: &Merchant,
+        row: &CardRow,
+        details: &Details,
+        typed: bool,
+    ) -> Result<bool, OpError> {
+        let (id, now) = (&row.card_id, self.now());
+        let sealed = self.seal_details(merchant, id, details)?;
+        let agreed = has_active(&self.db, merchant, id).await?;
+        let mut tx = self.db.begin_write().await?;
+        if !rows::update_details(&mut tx, merchant, id, row.version, &sealed, typed, now).await? {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        if agreed {
+            insert_card_event(&mut tx, merchant, id, "PAN", EventKind::CardUpdated, None, now).await?;
+        }
+        tx.commit().await?;
+        if agreed {
+            self.bell.ring_written();
+        }
+        Ok(true)
     }
 
     /// A masked card.
@@ -196,9 +288,8 @@ impl Vault {
         for _ in 0..TURNS {
             let row = self.live_card(merchant, id).await?;
             let patch = patch().map_err(OpError::Invalid)?;
-            let details = patch.apply(self.open_details(merchant, &row).await?);
-            let sealed = self.seal_details(merchant, id, &details)?;
-            if rows::update_details(&self.db, merchant, id, row.version, &sealed, false, self.now()).await? {
+            let old = self.open_details(merchant, &row).await?.ok_or_else(held_by_gateway)?;
+            if self.change_details(merchant, &row, &patch.apply(old), false).await? {
                 let row = self.live_card(merchant, id).await?;
                 return self.masked(merchant, &row).await;
             }
@@ -215,7 +306,9 @@ impl Vault {
         for_request: Option<&PaymentRequestId>,
     ) -> Result<MaskedCard, OpError> {
         let merchant = allowed.merchant();
-        self.live_card(merchant, id).await?;
+        if let Held::Token { .. } = self.live_card(merchant, id).await?.held {
+            return Err(held_by_gateway());
+        }
         self.hold(merchant, id, &cvv, for_request).await?;
         drop(cvv);
         let row = self.live_card(merchant, id).await?;
@@ -277,25 +370,45 @@ impl Vault {
         rows::find_card(&self.db, merchant, id).await?.ok_or(OpError::NotFound(None))
     }
 
-    /// Opens a card's number for `use_it`, and nowhere else.
-    pub(super) async fn with_pan<T>(
+    /// Opens what a card is paid with for `use_it`, and nowhere else.
+    pub(super) async fn with_instrument<T>(
         &self,
         merchant: &Merchant,
         row: &CardRow,
-        use_it: impl FnOnce(&Pan) -> T,
+        use_it: impl FnOnce(Instrument<'_>) -> T,
     ) -> Result<T, OpError> {
-        let dek = self.keys.of(&row.pan).await?;
-        let place = Place { merchant, record: row.card_id.as_str(), field: Field::Pan };
-        let pan = envelope::open_pan(&dek, &place, &row.pan)?;
-        Ok(use_it(&pan))
+        let record = row.card_id.as_str();
+        match &row.held {
+            Held::Pan(held) => {
+                let dek = self.keys.of(&held.pan).await?;
+                let pan =
+                    envelope::open_pan(&dek, &Place { merchant, record, field: Field::Pan }, &held.pan)?;
+                Ok(use_it(Instrument::Pan(&pan)))
+            }
+            Held::Token { token, .. } => {
+                let dek = self.keys.of(token).await?;
+                let text = envelope::open(&dek, &Place { merchant, record, field: Field::Token }, token)?;
+                let text = std::str::from_utf8(text.expose())
+                    .map(SecretText::from)
+                    .map_err(|_| OpError::Internal(anyhow::anyhow!("a token is not text")))?;
+                Ok(use_it(Instrument::Token(&text)))
+            }
+        }
     }
 
-    pub(super) async fn open_details(&self, merchant: &Merchant, row: &CardRow) -> Result<Details, OpError> {
-        let dek = self.keys.of(&row.details).await?;
+    /// A card's expiry, name and address; none where only Antom holds the card.
+    pub(super) async fn open_details(
+        &self,
+        merchant: &Merchant,
+        row: &CardRow,
+    ) -> Result<Option<Details>, OpError> {
+        let Held::Pan(held) = &row.held else { return Ok(None) };
+        let dek = self.keys.of(&held.details).await?;
         let place = Place { merchant, record: row.card_id.as_str(), field: Field::Details };
-        let bytes = envelope::open(&dek, &place, &row.details)?;
+        let bytes = envelope::open(&dek, &place, &held.details)?;
         let text = std::str::from_utf8(bytes.expose()).ok();
         text.and_then(Details::from_json)
+            .map(Some)
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("details cannot be read")))
     }
 
@@ -306,24 +419,35 @@ impl Vault {
     }
 
     async fn masked(&self, merchant: &Merchant, row: &CardRow) -> Result<MaskedCard, OpError> {
-        let details = self.open_details(merchant, row).await?;
-        let digest: [u8; 32] = row
-            .fingerprint
-            .as_slice()
-            .try_into()
-            .map_err(|_| OpError::Internal(anyhow::anyhow!("a fingerprint has the wrong length")))?;
+        let number = match (&row.held, self.open_details(merchant, row).await?) {
+            (Held::Pan(held), Some(details)) => {
+                let digest: [u8; 32] =
+                    held.fingerprint.as_slice().try_into().map_err(|_| {
+                        OpError::Internal(anyhow::anyhow!("a fingerprint has the wrong length"))
+                    })?;
+                Some(MaskedPan {
+                    brand: held.brand.clone(),
+                    bin: held.bin.clone(),
+                    last4: held.last4.clone(),
+                    details,
+                    fingerprint: fingerprint::show(&digest),
+                })
+            }
+            _ => None,
+        };
         let now = self.now();
         Ok(MaskedCard {
             card_id: row.card_id.clone(),
-            brand: row.brand.clone(),
-            bin: row.bin.clone(),
-            last4: row.last4.clone(),
-            details,
-            fingerprint: fingerprint::show(&digest),
+            number,
             buyer: row.buyer.clone(),
             cvv_held_until: row.cvv.as_ref().map(|slot| slot.until).filter(|until| *until > now),
             created_at: row.created_at,
             updated_at: row.updated_at,
         })
     }
+}
+
+/// The vault knows neither the number of such a card nor what goes with it.
+fn held_by_gateway() -> OpError {
+    OpError::Invalid(vec![FieldFault::at("", "held_by_gateway")])
 }

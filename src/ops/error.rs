@@ -5,6 +5,8 @@ use crate::base::fault::FieldFault;
 use crate::crypto::envelope::{OpenError, SealError};
 use crate::crypto::keyring::{KeyringError, WrongPurpose};
 use crate::model::access::MissingScope;
+use crate::model::operation::OperationKind;
+use crate::model::operation_refusal::OperationRefusal;
 use crate::model::rules::Refusal;
 use crate::store::backend::StoreError;
 
@@ -23,9 +25,15 @@ pub enum OpError {
     /// A rule of stored credentials forbids the payment; nothing was sent.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The request id is in use with another meaning.
+    /// The payment does not allow a capture, refund or cancel; nothing was sent.
+    #[error(transparent)]
+    OperationRefused(#[from] OperationRefusal),
+    /// As [`Self::OperationRefused`], where a member of a capture or refund is to blame.
+    #[error("the payment does not allow the operation")]
+    OperationNotAllowed(OperationKind, OperationRefusal),
+    /// The request id is in use with another meaning; the pointer names it.
     #[error("the request id is in use")]
-    RequestIdReused,
+    RequestIdReused(&'static str),
     /// The CVV that was held for the card is not in this process.
     #[error("the held CVV is not available")]
     CvvNotAvailable,

@@ -6,11 +6,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::base::clock::Millis;
 use crate::base::entropy::NoEntropy;
-use crate::base::ids::EventId;
+use crate::base::ids::{CardId, EventId, Merchant};
+use crate::base::json::ObjectWriter;
 use crate::base::limits::{EVENT_WAIT, EVENT_WAITERS, PAGE};
 use crate::model::access::{Allowed, ReadEvents};
 use crate::model::event::{Cursor, Event, EventKind};
+use crate::model::operation_view::OperationView;
 use crate::model::payment_view::PaymentView;
 use crate::store::backend::{StoreError, Tx};
 use crate::store::events as rows;
@@ -105,6 +108,51 @@ impl Vault {
             let _ = timeout_at(end.min(now + LOOK), news).await;
         }
     }
+}
+
+/// Writes the event of a card, which is named and not shown: who needs it reads it.
+pub(super) async fn insert_card_event(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    card: &CardId,
+    source: &str,
+    kind: EventKind,
+    expires: Option<&str>,
+    now: Millis,
+) -> Result<(), OpError> {
+    let mut body = ObjectWriter::default();
+    body.string("cardId", card.as_str()).string("source", source);
+    body.string_if("expiresAfter", expires);
+    let event = NewEvent {
+        event_id: &EventId::make()?,
+        merchant,
+        kind,
+        object_type: "card",
+        object_id: card.as_str(),
+        body: &body.finish(),
+        created_at: now,
+    };
+    Ok(rows::insert_event(tx, &event).await?)
+}
+
+/// Writes the event of a capture's or refund's new status, if that is news.
+pub(super) async fn insert_operation_event(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    view: &OperationView,
+) -> Result<bool, OpError> {
+    let Some(kind) = EventKind::of_operation(view.kind, view.status) else { return Ok(false) };
+    let event = NewEvent {
+        event_id: &EventId::make()?,
+        merchant,
+        kind,
+        object_type: view.kind.name(),
+        object_id: &view.request_id,
+        body: &view.brief_json(),
+        created_at: view.updated_at,
+    };
+    rows::insert_event(tx, &event).await?;
+    Ok(true)
 }
 
 /// A payment's new status, ready to be written in the transaction that sets it.

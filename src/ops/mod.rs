@@ -8,8 +8,11 @@ pub mod cards;
 pub mod error;
 pub mod events;
 pub mod keys;
+pub mod notifications;
+pub mod operations;
 pub mod payments;
 mod running;
+pub mod sweeps;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,6 +48,10 @@ pub struct Policy {
     pub declined_attempts: u32,
     /// How long the process that sent a payment may repeat it and keep its CVV.
     pub attempt_deadline: Duration,
+    /// Where the gateway sends notifications: the vault's own address, where it takes them.
+    pub notify_url: Option<String>,
+    /// How long a process keeps a payment that it looks after, before another may.
+    pub look_lease: Duration,
     /// Pauses between inquiries after an unclear answer (reference, section 11.2).
     pub inquiry_pauses: Vec<Duration>,
 }
@@ -56,6 +63,8 @@ impl Default for Policy {
             unattached: Duration::from_secs(168 * 3600),
             declined_attempts: 15,
             attempt_deadline: crate::base::limits::ATTEMPT_DEADLINE,
+            notify_url: None,
+            look_lease: Duration::from_secs(120),
             inquiry_pauses: [1, 2, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5].map(Duration::from_secs).to_vec(),
         }
     }
@@ -161,6 +170,10 @@ impl Vault {
     /// Wipes what is held in memory: nothing will use it any more.
     pub fn forget_held(&self) {
         self.slots.clear();
+    }
+
+    fn running(&self) -> &Running {
+        &self.running
     }
 
     fn now(&self) -> Millis {

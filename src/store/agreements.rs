@@ -153,6 +153,40 @@ pub async fn list_agreements(
     db.list(SQL, &args).await?.iter().map(agreement_row).collect()
 }
 
+/// Gives an agreement that a hosted page opened its card, once the gateway has told it.
+pub async fn attach_card(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    id: &AgreementId,
+    card_id: &CardId,
+    now: Millis,
+) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE agreements SET card_id = $3, updated_at = $4, version = version + 1 \
+         WHERE merchant = $1 AND agreement_id = $2 AND card_id IS NULL";
+    let args =
+        [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Text(card_id.as_str()), Arg::Int(now.0)];
+    tx.execute(SQL, &args).await.map(|_| ())
+}
+
+/// Whether an agreement in force covers the card.
+pub async fn has_active(db: &Db, merchant: &Merchant, card_id: &CardId) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT COUNT(*) AS active FROM agreements \
+         WHERE merchant = $1 AND card_id = $2 AND state = 'ACTIVE'";
+    let args = [Arg::Text(merchant.as_str()), Arg::Text(card_id.as_str())];
+    Ok(db.find(SQL, &args).await?.ok_or(StoreError::Damaged)?.int("active")? > 0)
+}
+
+/// Agreements whose time is over and that have not ended yet.
+pub async fn list_expired(db: &Db, now: Millis, limit: i64) -> Result<Vec<AgreementRow>, StoreError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM agreements WHERE state <> 'ENDED' AND expires_at IS NOT NULL AND expires_at <= $1 \
+         ORDER BY expires_at LIMIT $2"
+    );
+    db.list(SQL, &[Arg::Int(now.0), Arg::Int(limit)]).await?.iter().map(agreement_row).collect()
+}
+
 /// Ends an agreement; `false` where it is none of the merchant's, or over already.
 pub async fn end_agreement(
     tx: &mut Tx,

@@ -29,12 +29,21 @@ pub struct NewCard<'a> {
     pub now: Millis,
 }
 
-/// A live card.
-pub struct CardRow {
-    /// Its reference.
-    pub card_id: CardId,
-    /// The buyer's id, if the card is some buyer's.
-    pub buyer: Option<String>,
+/// What the vault holds of a card.
+pub enum Held {
+    /// Its number.
+    Pan(HeldPan),
+    /// Antom's token of a card whose number only Antom holds, sealed.
+    Token {
+        /// The sealed token.
+        token: Sealed,
+        /// Keyed digest of the token.
+        digest: Vec<u8>,
+    },
+}
+
+/// A card's number and what goes with it.
+pub struct HeldPan {
     /// Keyed digest of the PAN.
     pub fingerprint: Vec<u8>,
     /// Antom's name of the brand.
@@ -47,6 +56,16 @@ pub struct CardRow {
     pub pan: Sealed,
     /// The sealed expiry, name and address.
     pub details: Sealed,
+}
+
+/// A live card.
+pub struct CardRow {
+    /// Its reference.
+    pub card_id: CardId,
+    /// The buyer's id, if the card is some buyer's.
+    pub buyer: Option<String>,
+    /// What it is paid with.
+    pub held: Held,
     /// When its number was last typed.
     pub typed_at: Millis,
     /// The CVV that some process holds for it.
@@ -72,7 +91,7 @@ pub struct CvvSlot {
 
 macro_rules! columns {
     () => {
-        "card_id, buyer, fingerprint, brand, bin, last4, pan, details, typed_at, \
+        "card_id, buyer, source, fingerprint, brand, bin, last4, pan, details, token, token_digest, typed_at, \
          cvv_holder, cvv_until, cvv_for, version, created_at, updated_at"
     };
 }
@@ -85,15 +104,24 @@ fn card_row(row: &Row) -> Result<CardRow, StoreError> {
         }
         _ => None,
     };
+    let held = match row.text("source")?.as_str() {
+        "PAN" => Held::Pan(HeldPan {
+            fingerprint: row.bytes("fingerprint")?,
+            brand: row.text("brand")?,
+            bin: row.text("bin")?,
+            last4: row.text("last4")?,
+            pan: Sealed::from_bytes(row.bytes("pan")?),
+            details: Sealed::from_bytes(row.bytes("details")?),
+        }),
+        "GATEWAY_TOKEN" => {
+            Held::Token { token: Sealed::from_bytes(row.bytes("token")?), digest: row.bytes("token_digest")? }
+        }
+        _ => return Err(StoreError::Damaged),
+    };
     Ok(CardRow {
         card_id: CardId::parse(&row.text("card_id")?).ok_or(StoreError::Damaged)?,
         buyer: (!buyer.is_empty()).then_some(buyer),
-        fingerprint: row.bytes("fingerprint")?,
-        brand: row.text("brand")?,
-        bin: row.text("bin")?,
-        last4: row.text("last4")?,
-        pan: Sealed::from_bytes(row.bytes("pan")?),
-        details: Sealed::from_bytes(row.bytes("details")?),
+        held,
         typed_at: Millis(row.int("typed_at")?),
         cvv,
         version: row.int("version")?,
@@ -103,12 +131,12 @@ fn card_row(row: &Row) -> Result<CardRow, StoreError> {
 }
 
 /// Inserts a card; `false` where the merchant's buyer has one with this PAN.
-pub async fn insert_card(db: &Db, card: &NewCard<'_>) -> Result<bool, StoreError> {
+pub async fn insert_card(tx: &mut Tx, card: &NewCard<'_>) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, brand, bin, last4, \
          pan, details, typed_at, version, created_at, updated_at) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1, $10, $10) \
          ON CONFLICT (merchant, buyer, fingerprint) WHERE fingerprint IS NOT NULL DO NOTHING";
-    let changed = db
+    let changed = tx
         .execute(
             SQL,
             &[
@@ -126,6 +154,92 @@ pub async fn insert_card(db: &Db, card: &NewCard<'_>) -> Result<bool, StoreError
         )
         .await?;
     Ok(changed == 1)
+}
+
+/// A card to insert of which only Antom holds the number.
+pub struct NewTokenCard<'a> {
+    /// Its fresh reference.
+    pub card_id: &'a CardId,
+    /// Whose it is.
+    pub merchant: &'a Merchant,
+    /// The buyer's id, if the card is some buyer's.
+    pub buyer: Option<&'a str>,
+    /// Antom's token, sealed.
+    pub token: &'a Sealed,
+    /// Keyed digest of the token.
+    pub digest: &'a [u8],
+    /// Now.
+    pub now: Millis,
+}
+
+/// Inserts a card that Antom holds; `false` where the merchant's buyer has one with this token.
+pub async fn insert_token_card(tx: &mut Tx, card: &NewTokenCard<'_>) -> Result<bool, StoreError> {
+    const SQL: &str = "INSERT INTO cards (card_id, merchant, buyer, source, brand, bin, last4, token, \
+         token_digest, typed_at, version, created_at, updated_at) \
+         VALUES ($1, $2, $3, 'GATEWAY_TOKEN', '', '', '', $4, $5, $6, 1, $6, $6) \
+         ON CONFLICT (merchant, buyer, token_digest) WHERE token_digest IS NOT NULL DO NOTHING";
+    let args = [
+        Arg::Text(card.card_id.as_str()),
+        Arg::Text(card.merchant.as_str()),
+        Arg::Text(card.buyer.unwrap_or_default()),
+        Arg::Bytes(card.token.as_bytes()),
+        Arg::Bytes(card.digest),
+        Arg::Int(card.now.0),
+    ];
+    Ok(tx.execute(SQL, &args).await? == 1)
+}
+
+/// A merchant's live card with this token of Antom's, of this buyer or of none.
+pub async fn find_card_by_token(
+    db: &Db,
+    merchant: &Merchant,
+    buyer: Option<&str>,
+    digest: &[u8],
+) -> Result<Option<CardRow>, StoreError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM cards WHERE merchant = $1 AND buyer = $2 AND token_digest = $3"
+    );
+    let args = [Arg::Text(merchant.as_str()), Arg::Text(buyer.unwrap_or_default()), Arg::Bytes(digest)];
+    db.find(SQL, &args).await?.as_ref().map(card_row).transpose()
+}
+
+/// Live cards that an agreement in force uses, in the order of their ids, after `after`, with their
+/// merchants.
+pub async fn list_agreed(
+    db: &Db,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<(Merchant, CardRow, Option<String>)>, StoreError> {
+    const SQL: &str = concat!(
+        "SELECT merchant, expiry_told, ",
+        columns!(),
+        " FROM cards WHERE card_id > $1 AND erased_at IS NULL AND source = 'PAN' AND EXISTS \
+         (SELECT 1 FROM agreements WHERE agreements.merchant = cards.merchant \
+             AND agreements.card_id = cards.card_id AND agreements.state = 'ACTIVE') \
+         ORDER BY card_id LIMIT $2"
+    );
+    let rows = db.list(SQL, &[Arg::Text(after), Arg::Int(limit)]).await?;
+    rows.iter()
+        .map(|row| {
+            let merchant = Merchant::parse(&row.text("merchant")?).ok_or(StoreError::Damaged)?;
+            Ok((merchant, card_row(row)?, row.text_or_null("expiry_told")?))
+        })
+        .collect()
+}
+
+/// Notes that a card's expiry in `month` was told of; `false` where it was before.
+pub async fn note_expiry_told(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    id: &CardId,
+    month: &str,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE cards SET expiry_told = $3 WHERE merchant = $1 AND card_id = $2 \
+         AND erased_at IS NULL AND (expiry_told IS NULL OR expiry_told <> $3)";
+    let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Text(month)];
+    Ok(tx.execute(SQL, &args).await? == 1)
 }
 
 /// A merchant's live card.
@@ -192,7 +306,7 @@ pub async fn list_cards(
 
 /// Replaces the details of a card that is still at `version`; with `typed`, its number was typed again.
 pub async fn update_details(
-    db: &Db,
+    tx: &mut Tx,
     merchant: &Merchant,
     id: &CardId,
     version: i64,
@@ -211,7 +325,7 @@ pub async fn update_details(
         Arg::Int(now.0),
         Arg::Int(i64::from(typed)),
     ];
-    Ok(db.execute(SQL, &args).await? == 1)
+    Ok(tx.execute(SQL, &args).await? == 1)
 }
 
 /// Notes that `holder` holds a CVV for the card.
@@ -251,7 +365,8 @@ pub async fn erase_card(
     id: &CardId,
     now: Millis,
 ) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE cards SET fingerprint = NULL, pan = NULL, details = NULL, buyer = '', \
+    const SQL: &str = "UPDATE cards SET fingerprint = NULL, pan = NULL, details = NULL, token = NULL, \
+         token_digest = NULL, buyer = '', \
          bin = '', cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, \
          updated_at = $3, erased_at = COALESCE(erased_at, $3) \
          WHERE merchant = $1 AND card_id = $2";

@@ -27,6 +27,18 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0003_events.sql"),
         include_str!("../../migrations/postgres/0003_events.sql"),
     ),
+    (
+        4,
+        "operations",
+        include_str!("../../migrations/sqlite/0004_operations.sql"),
+        include_str!("../../migrations/postgres/0004_operations.sql"),
+    ),
+    (
+        5,
+        "gateway tokens",
+        include_str!("../../migrations/sqlite/0005_gateway_tokens.sql"),
+        include_str!("../../migrations/postgres/0005_gateway_tokens.sql"),
+    ),
 ];
 
 /// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.

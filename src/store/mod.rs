@@ -8,4 +8,6 @@ pub mod events;
 pub mod keys;
 pub mod leases;
 pub mod migrate;
+pub mod notices;
+pub mod operations;
 pub mod payments;

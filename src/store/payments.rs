@@ -3,7 +3,9 @@
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
 use crate::base::clock::Millis;
-use crate::base::ids::{AgreementId, CardId, ClientName, GatewayAccount, Merchant, PaymentRequestId};
+use crate::base::ids::{
+    AgreementId, CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId,
+};
 use crate::base::sealed::Sealed;
 use crate::model::agreement::Initiator;
 use crate::model::decline::Decline;
@@ -44,6 +46,16 @@ pub struct NewPayment<'a> {
     pub outgoing: &'a Sealed,
     /// The process and attempt that will send it.
     pub attempt: &'a str,
+    /// Whether money is taken by captures only.
+    pub manual_capture: bool,
+    /// The buyer's id at the merchant.
+    pub buyer: Option<&'a str>,
+    /// Whether Antom's token is kept when it comes.
+    pub wants_token: bool,
+    /// When the payment ends by itself, where the caller says so.
+    pub expires_at: Option<Millis>,
+    /// When others may look after it: the sender's own time is over then.
+    pub next_look: Millis,
     /// Now.
     pub now: Millis,
 }
@@ -58,6 +70,8 @@ pub struct PaymentRow {
     pub merchant: Merchant,
     /// The card, if it is one of the vault's.
     pub card_id: Option<CardId>,
+    /// The card that the gateway holds for it, once it has told.
+    pub token_card_id: Option<CardId>,
     /// The agreement that it opened or used.
     pub agreement_id: Option<AgreementId>,
     /// Where it stands.
@@ -80,18 +94,83 @@ pub struct PaymentRow {
     pub outgoing: Option<Sealed>,
     /// Whether the number was typed for a card that was known already.
     pub retyped: bool,
+    /// Whether it left with a CVV or its like, and so can never be sent again by another process.
+    pub had_sensitive: bool,
     /// The process and attempt that sent it.
     pub attempt: String,
+    /// When it was last sent.
+    pub sent_at: Millis,
+    /// Whether money is taken by captures only.
+    pub manual_capture: bool,
+    /// The buyer's id at the merchant.
+    pub buyer: Option<String>,
+    /// Whether Antom's token is kept when it comes.
+    pub wants_token: bool,
+    /// When it ends by itself, where the caller said so.
+    pub expires_at: Option<Millis>,
+    /// The cancel, if there is one.
+    pub cancel: Option<CancelRow>,
+    /// How many captures and refunds there are, failed ones included.
+    pub operation_count: i64,
+    /// Until when the authorisation can be captured.
+    pub auth_expires_at: Option<Millis>,
+    /// The gateway's review of the authorisation: `PROCESSING`, `ACCEPT`, `REJECT`.
+    pub auth_review: Option<String>,
+    /// When the gateway is asked again.
+    pub next_look: Option<Millis>,
+    /// How often it was asked in vain.
+    pub looks: i64,
     /// When it was asked for.
     pub created_at: Millis,
     /// When it last changed.
     pub updated_at: Millis,
 }
 
+/// A payment's cancel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CancelRow {
+    /// Where it stands.
+    pub state: CancelState,
+    /// Whether the caller asked for it; otherwise the vault ends what it cannot clear up.
+    pub by_caller: bool,
+    /// The gateway's code, where it refused.
+    pub code: Option<String>,
+    /// Since when.
+    pub at: Millis,
+}
+
+/// Where a cancel stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelState {
+    /// It was or may have been sent.
+    Open,
+    /// The gateway refused it.
+    Refused,
+    /// The payment is cancelled.
+    Done,
+}
+
+impl CancelState {
+    /// The state as the API and the database spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Open => "OPEN",
+            Self::Refused => "REFUSED",
+            Self::Done => "DONE",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Open, Self::Refused, Self::Done].into_iter().find(|state| state.name() == text)
+    }
+}
+
 macro_rules! columns {
     () => {
-        "account, payment_request_id, merchant, card_id, agreement_id, status, meaning, meaning_key, currency, amount, \
-         payment_id, settled_by, answer, outgoing, retyped, attempt, created_at, updated_at"
+        "account, payment_request_id, merchant, card_id, token_card_id, agreement_id, status, meaning, meaning_key, currency, amount, \
+         payment_id, settled_by, answer, outgoing, retyped, had_sensitive, attempt, sent_at, manual_capture, \
+         buyer, wants_token, expires_at, cancel_state, cancel_by, cancel_at, cancel_code, operation_count, \
+         auth_expires_at, auth_review, next_look, looks, created_at, updated_at"
     };
 }
 
@@ -101,12 +180,24 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
     }
     let agreement_id =
         row.text_or_null("agreement_id")?.map(|text| parsed(AgreementId::parse(&text))).transpose()?;
-    let card_id = row.text_or_null("card_id")?.map(|text| parsed(CardId::parse(&text))).transpose()?;
+    let card = |name: &str| row.text_or_null(name)?.map(|text| parsed(CardId::parse(&text))).transpose();
+    let (card_id, token_card_id) = (card("card_id")?, card("token_card_id")?);
+    let created_at = Millis(row.int("created_at")?);
+    let cancel = match row.text_or_null("cancel_state")? {
+        None => None,
+        Some(state) => Some(CancelRow {
+            state: parsed(CancelState::parse(&state))?,
+            by_caller: row.text_or_null("cancel_by")?.as_deref() == Some("caller"),
+            code: row.text_or_null("cancel_code")?,
+            at: Millis(row.int_or_null("cancel_at")?.unwrap_or(created_at.0)),
+        }),
+    };
     Ok(PaymentRow {
         account: parsed(GatewayAccount::parse(&row.text("account")?))?,
         payment_request_id: parsed(PaymentRequestId::parse(&row.text("payment_request_id")?))?,
         merchant: parsed(Merchant::parse(&row.text("merchant")?))?,
         card_id,
+        token_card_id,
         agreement_id,
         status: parsed(Status::parse(&row.text("status")?))?,
         meaning: row.bytes("meaning")?,
@@ -118,8 +209,20 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
         answer: row.bytes_or_null("answer")?.map(Sealed::from_bytes),
         outgoing: row.bytes_or_null("outgoing")?.map(Sealed::from_bytes),
         retyped: row.int("retyped")? == 1,
+        had_sensitive: row.int("had_sensitive")? == 1,
         attempt: row.text("attempt")?,
-        created_at: Millis(row.int("created_at")?),
+        sent_at: Millis(row.int_or_null("sent_at")?.unwrap_or(created_at.0)),
+        manual_capture: row.int("manual_capture")? == 1,
+        buyer: row.text_or_null("buyer")?,
+        wants_token: row.int("wants_token")? == 1,
+        expires_at: row.int_or_null("expires_at")?.map(Millis),
+        cancel,
+        operation_count: row.int("operation_count")?,
+        auth_expires_at: row.int_or_null("auth_expires_at")?.map(Millis),
+        auth_review: row.text_or_null("auth_review")?,
+        next_look: row.int_or_null("next_look")?.map(Millis),
+        looks: row.int("looks")?,
+        created_at,
         updated_at: Millis(row.int("updated_at")?),
     })
 }
@@ -129,9 +232,10 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
 pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO payments (account, payment_request_id, merchant, client, card_id, \
          status, meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
-         sent_at, version, created_at, updated_at, agreement_id, initiator) \
+         sent_at, version, created_at, updated_at, agreement_id, initiator, manual_capture, wants_token, \
+         expires_at, next_look, buyer) \
          SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $14, $14, \
-             $15, $16 \
+             $15, $16, $19, $20, $21, $22, $23 \
          WHERE ($5 IS NULL OR EXISTS (SELECT 1 FROM cards \
              WHERE merchant = $3 AND card_id = $5 AND erased_at IS NULL)) \
          AND ($17 = 0 OR EXISTS (SELECT 1 FROM agreements \
@@ -159,6 +263,11 @@ pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<boo
         Arg::Text(payment.initiator.name()),
         Arg::Int(i64::from(payment.uses_agreement)),
         Arg::Int(payment.amount.parse().unwrap_or(i64::MAX)),
+        Arg::Int(i64::from(payment.manual_capture)),
+        Arg::Int(i64::from(payment.wants_token)),
+        Arg::IntOrNull(payment.expires_at.map(|at| at.0)),
+        Arg::Int(payment.next_look.0),
+        Arg::TextOrNull(payment.buyer),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }
@@ -175,6 +284,18 @@ pub async fn find_payment(
     row.as_ref().map(payment_row).transpose()
 }
 
+/// The payment that Antom knows by this id, in this account.
+pub async fn find_payment_by_gateway_id(
+    db: &Db,
+    account: &GatewayAccount,
+    payment_id: &str,
+) -> Result<Option<PaymentRow>, StoreError> {
+    const SQL: &str =
+        concat!("SELECT ", columns!(), " FROM payments WHERE account = $1 AND payment_id = $2 LIMIT 1");
+    let row = db.find(SQL, &[Arg::Text(account.as_str()), Arg::Text(payment_id)]).await?;
+    row.as_ref().map(payment_row).transpose()
+}
+
 /// A page of a merchant's payments, oldest first, optionally of one card or status.
 pub async fn list_payments(
     db: &Db,
@@ -188,7 +309,7 @@ pub async fn list_payments(
         "SELECT ",
         columns!(),
         " FROM payments WHERE merchant = $1 \
-         AND (card_id = $2 OR $2 IS NULL) AND (status = $3 OR $3 IS NULL) \
+         AND (card_id = $2 OR token_card_id = $2 OR $2 IS NULL) AND (status = $3 OR $3 IS NULL) \
          AND (created_at, payment_request_id) > (COALESCE((SELECT MIN(created_at) FROM payments \
              WHERE merchant = $1 AND payment_request_id = $4), 0), $4) \
          ORDER BY created_at, payment_request_id LIMIT $5"
@@ -221,8 +342,25 @@ pub struct Change<'a> {
     pub answer: Option<&'a Sealed>,
     /// How the issuer declined, where it did.
     pub decline: Option<Decline>,
+    /// The card that the gateway holds for it, where that is news.
+    pub token_card_id: Option<&'a CardId>,
+    /// Until when the authorisation can be captured, where the answer tells it.
+    pub auth_expires_at: Option<Millis>,
+    /// The review of the authorisation, where the answer tells it.
+    pub auth_review: Option<&'a str>,
+    /// When the gateway is asked again.
+    pub next_look: NextLook,
     /// Now.
     pub now: Millis,
+}
+
+/// What a change does to the next look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextLook {
+    /// It stays.
+    Keep,
+    /// At this time; none where nothing is to be learned.
+    At(Option<Millis>),
 }
 
 /// Applies a change to a payment that still has the status it was decided upon; `false` where it has
@@ -238,8 +376,18 @@ pub async fn change_payment(
          result_code = COALESCE($6, result_code), result_status = COALESCE($7, result_status), \
          settled_by = COALESCE($8, settled_by), answer = COALESCE($9, answer), \
          outgoing = CASE WHEN $10 = 1 THEN NULL ELSE outgoing END, \
-         decline = COALESCE($12, decline), version = version + 1, updated_at = $11 \
+         decline = COALESCE($12, decline), token_card_id = COALESCE(token_card_id, $13), \
+         auth_expires_at = COALESCE($14, auth_expires_at), auth_review = COALESCE($15, auth_review), \
+         next_look = CASE WHEN $16 = 1 THEN $17 ELSE next_look END, \
+         looks = CASE WHEN $3 <> $4 THEN 0 ELSE looks END, \
+         cancel_state = CASE WHEN $4 = 'CANCELLED' THEN 'DONE' WHEN $4 = 'FAILED' THEN NULL \
+             ELSE cancel_state END, \
+         version = version + 1, updated_at = $11 \
          WHERE account = $1 AND payment_request_id = $2 AND status = $3";
+    let (moves, look) = match change.next_look {
+        NextLook::Keep => (0, None),
+        NextLook::At(at) => (1, at.map(|at| at.0)),
+    };
     let args = [
         Arg::Text(account.as_str()),
         Arg::Text(id.as_str()),
@@ -253,11 +401,42 @@ pub async fn change_payment(
         Arg::Int(i64::from(change.to.is_final())),
         Arg::Int(change.now.0),
         Arg::TextOrNull(change.decline.map(Decline::name)),
+        Arg::TextOrNull(change.token_card_id.map(CardId::as_str)),
+        Arg::IntOrNull(change.auth_expires_at.map(|at| at.0)),
+        Arg::TextOrNull(change.auth_review),
+        Arg::Int(moves),
+        Arg::IntOrNull(look),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }
 
-/// Notes that the request is about to be sent once more.
+/// Keeps what an answer tells of a payment whose status it does not change.
+pub async fn keep_facts(
+    tx: &mut Tx,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    auth_expires_at: Option<Millis>,
+    auth_review: Option<&str>,
+    token_card_id: Option<&CardId>,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET auth_expires_at = COALESCE($3, auth_expires_at), \
+         auth_review = COALESCE($4, auth_review), token_card_id = COALESCE(token_card_id, $5) \
+         WHERE account = $1 AND payment_request_id = $2 \
+         AND (COALESCE($3, auth_expires_at, 0) <> COALESCE(auth_expires_at, 0) \
+             OR COALESCE($4, auth_review, '') <> COALESCE(auth_review, '') \
+             OR (token_card_id IS NULL AND $5 IS NOT NULL))";
+    let args = [
+        Arg::Text(account.as_str()),
+        Arg::Text(id.as_str()),
+        Arg::IntOrNull(auth_expires_at.map(|at| at.0)),
+        Arg::TextOrNull(auth_review),
+        Arg::TextOrNull(token_card_id.map(CardId::as_str)),
+    ];
+    Ok(tx.execute(SQL, &args).await? == 1)
+}
+
+/// Notes that the request is about to be sent once more by `attempt`, which sent it last; `false` where
+/// another has taken over, or the payment is being cancelled: what was once cancelled is not sent again.
 pub async fn note_resend(
     db: &Db,
     account: &GatewayAccount,
@@ -266,7 +445,132 @@ pub async fn note_resend(
     now: Millis,
 ) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE payments SET sent_at = $4, updated_at = $4, version = version + 1 \
-         WHERE account = $1 AND payment_request_id = $2 AND attempt = $3 AND status = 'UNKNOWN'";
+         WHERE account = $1 AND payment_request_id = $2 AND attempt = $3 AND status = 'UNKNOWN' \
+         AND cancel_state IS NULL";
     let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Text(attempt), Arg::Int(now.0)];
+    Ok(db.execute(SQL, &args).await? == 1)
+}
+
+/// Takes the right to send a payment over from the attempt that had it.
+pub async fn take_over(
+    db: &Db,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    from: &str,
+    to: &str,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET attempt = $4, version = version + 1 \
+         WHERE account = $1 AND payment_request_id = $2 AND attempt = $3 AND status = 'UNKNOWN' \
+         AND cancel_state IS NULL";
+    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Text(from), Arg::Text(to)];
+    Ok(db.execute(SQL, &args).await? == 1)
+}
+
+/// Payments that somebody must look after now, the longest due first.
+pub async fn list_due(db: &Db, now: Millis, limit: i64) -> Result<Vec<PaymentRow>, StoreError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM payments WHERE next_look <= $1 AND (lease_until IS NULL OR lease_until <= $1) \
+         ORDER BY next_look LIMIT $2"
+    );
+    db.list(SQL, &[Arg::Int(now.0), Arg::Int(limit)]).await?.iter().map(payment_row).collect()
+}
+
+/// Takes a payment to look after until `until`; `false` where another process was faster, or it is not
+/// due any more.
+pub async fn claim(
+    db: &Db,
+    row: &PaymentRow,
+    owner: &InstanceId,
+    now: Millis,
+    until: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET lease_owner = $3, lease_until = $5 \
+         WHERE account = $1 AND payment_request_id = $2 AND next_look <= $4 \
+         AND (lease_until IS NULL OR lease_until <= $4)";
+    let args = [
+        Arg::Text(row.account.as_str()),
+        Arg::Text(row.payment_request_id.as_str()),
+        Arg::Text(owner.as_str()),
+        Arg::Int(now.0),
+        Arg::Int(until.0),
+    ];
+    Ok(db.execute(SQL, &args).await? == 1)
+}
+
+/// Gives a payment back after a look, and says when the next one is. What changed since `before` was read
+/// has set its own time, which stays.
+pub async fn release(
+    db: &Db,
+    before: &PaymentRow,
+    owner: &InstanceId,
+    next_look: Option<Millis>,
+) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE payments SET lease_owner = NULL, lease_until = NULL, \
+         looks = CASE WHEN status = $4 THEN looks + 1 ELSE looks END, \
+         next_look = CASE WHEN status = $4 AND next_look = $6 THEN $5 ELSE next_look END \
+         WHERE account = $1 AND payment_request_id = $2 AND lease_owner = $3";
+    let args = [
+        Arg::Text(before.account.as_str()),
+        Arg::Text(before.payment_request_id.as_str()),
+        Arg::Text(owner.as_str()),
+        Arg::Text(before.status.name()),
+        Arg::IntOrNull(next_look.map(|at| at.0)),
+        Arg::IntOrNull(before.next_look.map(|at| at.0)),
+    ];
+    db.execute(SQL, &args).await.map(|_| ())
+}
+
+/// Asks for a look at `at`, or sooner where one is due sooner.
+pub async fn look_by(
+    db: &Db,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    at: Millis,
+) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE payments SET next_look = $3 \
+         WHERE account = $1 AND payment_request_id = $2 AND (next_look IS NULL OR next_look > $3)";
+    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(at.0)];
+    db.execute(SQL, &args).await.map(|_| ())
+}
+
+/// Opens a cancel, so that it is known before its first byte leaves; `false` where the payment does not
+/// allow it: it is over, it has captures or refunds under way or money given back, or a cancel is open.
+pub async fn open_cancel(
+    db: &Db,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    by_caller: bool,
+    now: Millis,
+    next_look: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET cancel_state = 'OPEN', cancel_by = $3, cancel_at = $4, \
+         cancel_code = NULL, next_look = $5, version = version + 1 \
+         WHERE account = $1 AND payment_request_id = $2 AND (cancel_state IS NULL OR cancel_state = 'REFUSED') \
+         AND (status IN ('UNKNOWN', 'PROCESSING') OR (status = 'AUTHORIZED' AND $3 = 'caller')) \
+         AND open_operations = 0 AND refund_reserved = 0";
+    let args = [
+        Arg::Text(account.as_str()),
+        Arg::Text(id.as_str()),
+        Arg::Text(if by_caller { "caller" } else { "vault" }),
+        Arg::Int(now.0),
+        Arg::Int(next_look.0),
+    ];
+    Ok(db.execute(SQL, &args).await? == 1)
+}
+
+/// Ends an open cancel that the gateway refused, with its code; or, with none, one of the vault's own that
+/// was sent in vain and has had time to take effect.
+pub async fn close_cancel(
+    db: &Db,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    code: Option<&str>,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET cancel_state = CASE WHEN $3 IS NULL THEN NULL ELSE 'REFUSED' END, \
+         cancel_code = $3, version = version + 1 \
+         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN'";
+    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::TextOrNull(code)];
     Ok(db.execute(SQL, &args).await? == 1)
 }

@@ -80,13 +80,15 @@ def golden():
         ("details-61-bytes", "globex", card, "details", b"x" * 61),
         ("outgoing", "acme", "PAY_20221114141714891", "outgoing", b'{"paymentRequestId":"PAY_20221114141714891"}'),
         ("gateway_answer", "acme", "PAY_20221114141714891", "gateway_answer", b'{"result":{"resultStatus":"S"}}'),
+        ("token", "acme", card, "token", b"ALIPAYi2SxW9Kx_sample-token=="),
     ]
     for number, (name, merchant, record_id, field, plaintext) in enumerate(cases):
+        purpose = "gateway_token" if field == "token" else "card"
         salt, nonce = count(0x40 + number, 32), count(0x60 + number, 12)
-        sealed = record(key, raw_id, "card", merchant, record_id, field, salt, nonce, plaintext)
+        sealed = record(key, raw_id, purpose, merchant, record_id, field, salt, nonce, plaintext)
         yield f"envelope-v1/{name}.json", {
             "dek_id": "dek_" + base32(raw_id),
-            "purpose": "card",
+            "purpose": purpose,
             "key": key.hex(),
             "merchant": merchant,
             "record": record_id,
@@ -96,7 +98,7 @@ def golden():
             "plaintext": plaintext.decode(),
             "sealed": sealed.hex(),
         }
-    for number, purpose in enumerate(["card", "fingerprint", "request_mac"]):
+    for number, purpose in enumerate(["card", "fingerprint", "request_mac", "gateway_token"]):
         kek, raw_kek, raw_dek = count(0x80, 32), count(0xC0, 20), count(0xA0 + number, 20)
         dek, salt, nonce = count(0x10 + number, 32), count(0x50 + number, 32), count(0x70 + number, 12)
         yield f"wrap-v1/{purpose}.json", {

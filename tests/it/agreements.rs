@@ -229,13 +229,13 @@ both_engines! {
         checkout.delete(&format!("/v1/agreements/{agreement}")).await.expect(204);
         let mut told = Vec::new();
         let mut after = "0".to_owned();
-        while told.len() < 3 {
+        while told.len() < 4 {
             let page = checkout.get(&format!("/v1/events?after={after}&wait=10")).await.expect(200).json();
             after = page["next"].as_str().expect("a cursor").to_owned();
             told.extend(page["data"].as_array().expect("events").iter().map(|e| e["type"].as_str().unwrap_or("").to_owned()));
         }
         told.sort();
-        assert_eq!(told, ["agreement.active", "agreement.ended", "payment.authorized"]);
+        assert_eq!(told, ["agreement.active", "agreement.ended", "card.stored", "payment.authorized"]);
         vault.finish(&[&pan]).await;
     }
 }

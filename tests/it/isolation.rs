@@ -23,6 +23,14 @@ const TABLE: &[(&str, &str, Option<Scope>)] = &[
     ("post", "/v1/payments", Some(Scope::PaymentsCreate)),
     ("get", "/v1/payments", Some(Scope::PaymentsRead)),
     ("get", "/v1/payments/{payment_request_id}", Some(Scope::PaymentsRead)),
+    ("post", "/v1/payments/{payment_request_id}/captures", Some(Scope::PaymentsModify)),
+    ("get", "/v1/payments/{payment_request_id}/captures", Some(Scope::PaymentsModify)),
+    ("get", "/v1/payments/{payment_request_id}/captures/{capture_request_id}", Some(Scope::PaymentsModify)),
+    ("post", "/v1/payments/{payment_request_id}/cancel", Some(Scope::PaymentsModify)),
+    ("get", "/v1/payments/{payment_request_id}/cancel", Some(Scope::PaymentsModify)),
+    ("post", "/v1/payments/{payment_request_id}/refunds", Some(Scope::PaymentsModify)),
+    ("get", "/v1/payments/{payment_request_id}/refunds", Some(Scope::PaymentsModify)),
+    ("get", "/v1/payments/{payment_request_id}/refunds/{refund_request_id}", Some(Scope::PaymentsModify)),
     ("get", "/v1/events", Some(Scope::EventsRead)),
     ("get", "/v1/whoami", None),
     ("get", "/openapi.json", None),
@@ -75,6 +83,15 @@ fn body(method: &str, path: &str, card_id: &str, payment_id: &str) -> Option<Str
         ("patch", _) => Some(json!({ "expiryMonth": "12", "expiryYear": "31" }).to_string()),
         ("put", "/v1/cards/{card_id}/cvv") => Some(json!({ "cvv": "8507" }).to_string()),
         ("post", "/v1/payments") => Some(by_reference(payment_id, "100", card_id)),
+        ("post", path) if path.ends_with("/captures") => Some(
+            json!({ "captureRequestId": payment_id, "captureAmount": { "currency": "EUR", "value": "100" } })
+                .to_string(),
+        ),
+        ("post", path) if path.ends_with("/refunds") => Some(
+            json!({ "refundRequestId": payment_id, "refundAmount": { "currency": "EUR", "value": "100" } })
+                .to_string(),
+        ),
+        ("post", path) if path.ends_with("/cancel") => None,
         ("get" | "delete", _) => None,
         _ => panic!("{method} {path} needs a body here"),
     }
@@ -85,7 +102,9 @@ async fn call(caller: &Caller, method: &str, path: &str, card_id: &str, payment_
     let filled = path
         .replace("{card_id}", card_id)
         .replace("{payment_request_id}", payment_id)
-        .replace("{agreement_id}", NO_AGREEMENT);
+        .replace("{agreement_id}", NO_AGREEMENT)
+        .replace("{capture_request_id}", payment_id)
+        .replace("{refund_request_id}", payment_id);
     assert!(!filled.contains('{'), "{filled}: an id that this test does not know");
     let headers = [("content-type", "application/json")];
     let headers = if body.is_some() { &headers[..] } else { &[] };
@@ -210,14 +229,14 @@ both_engines! {
                 let allowed = scope.is_none_or(|scope| scopes.contains(&scope));
                 let answer = call(&client, method, path, &card_id, &payment_id).await;
                 if allowed {
-                    let none = ["/v1/payments/{payment_request_id}", "/v1/agreements/{agreement_id}"];
-                    let unpaid = none.contains(path) && answer.status == 404;
+                    let of_payment = path.starts_with("/v1/payments/{") || path.starts_with("/v1/agreements/{");
+                    let unpaid = of_payment && answer.status == 404;
                     assert!(answer.status < 300 || unpaid, "{name} {method} {path}: {}", answer.text);
                 } else {
                     answer.expect_problem(403, "missing_scope");
                     // Not even whether the object exists, or the body is good, is told.
                     let nothing = "card_0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-                    call(&client, method, path, nothing, "a b").await.expect_problem(403, "missing_scope");
+                    call(&client, method, path, nothing, "a.b").await.expect_problem(403, "missing_scope");
                 }
             }
         }
@@ -246,7 +265,9 @@ async fn what_is_not_on_the_list_is_not_served() {
             let filled = path
                 .replace("{card_id}", "card_0123456789ABCDEFGHJKMNPQRSTVWXYZ")
                 .replace("{agreement_id}", NO_AGREEMENT)
-                .replace("{payment_request_id}", "NOTHING");
+                .replace("{payment_request_id}", "NOTHING")
+                .replace("{capture_request_id}", "NOTHING")
+                .replace("{refund_request_id}", "NOTHING");
             let headers = [("content-type", "application/json")];
             let answer =
                 checkout.try_call(&method.to_uppercase(), &filled, &headers, Some(b"{}".to_vec())).await;

@@ -19,10 +19,11 @@ enum Hole {
     Cvv,
     Cavv,
     PasswordDigest,
+    Token,
 }
 
 impl Hole {
-    const ALL: [Self; 4] = [Self::CardNo, Self::Cvv, Self::Cavv, Self::PasswordDigest];
+    const ALL: [Self; 5] = [Self::CardNo, Self::Cvv, Self::Cavv, Self::PasswordDigest, Self::Token];
 
     /// Stands for the hole while the text is put together. U+0001 is never in JSON text.
     fn marker(self) -> &'static str {
@@ -31,11 +32,21 @@ impl Hole {
             Self::Cvv => "\u{1}v\u{1}",
             Self::Cavv => "\u{1}a\u{1}",
             Self::PasswordDigest => "\u{1}d\u{1}",
+            Self::Token => "\u{1}t\u{1}",
         }
     }
 }
 
-/// A pay body without its PAN, CVV, cryptogram and card password.
+/// What a card is charged by: its number, or Antom's token of it.
+#[derive(Clone, Copy)]
+pub enum Instrument<'a> {
+    /// The card's number.
+    Pan(&'a Pan),
+    /// Antom's token.
+    Token(&'a SecretText),
+}
+
+/// A pay body without its PAN, token, CVV, cryptogram and card password.
 pub struct Template(SecretText);
 
 /// A template cannot be filled: it needs something that is not there any more, or it is damaged.
@@ -110,7 +121,16 @@ impl Template {
         }
         pass_metadata(&mut metadata, request, |name| flags.owns(name));
         flags.write(&mut metadata);
-        Self::whole(request, Some(&metadata.finish()))
+        Self::whole(request, None, Some(&metadata.finish()))
+    }
+
+    /// The body of a payment with a card that only Antom holds: its token in the place of the card
+    /// (reference, section 8.2).
+    pub fn with_token(request: &PayRequest, flags: &CardFlags) -> Self {
+        let mut metadata = ObjectWriter::default();
+        pass_metadata(&mut metadata, request, |name| flags.owns(name));
+        flags.write(&mut metadata);
+        Self::whole(request, Some(Hole::Token), Some(&metadata.finish()))
     }
 
     /// The body of a payment whose card the buyer types on Antom's page: the caller's own.
@@ -120,14 +140,22 @@ impl Template {
         if let Some(flag) = request.claims.is_card_on_file {
             metadata.raw("isCardOnFile", if flag { "true" } else { "false" });
         }
+        // An agreement needs the card again, and only Antom's token brings it (reference, section 8.2).
+        if request.add_tokenize {
+            metadata.raw("tokenize", "true");
+        }
         let metadata = metadata.finish();
-        Self::whole(request, request.has_metadata.then_some(metadata.as_str()))
+        let some = request.has_metadata || request.add_tokenize;
+        Self::whole(request, None, some.then_some(metadata.as_str()))
     }
 
-    fn whole(request: &PayRequest, metadata: Option<&str>) -> Self {
+    fn whole(request: &PayRequest, id: Option<Hole>, metadata: Option<&str>) -> Self {
         let mut method = ObjectWriter::default();
         for (name, raw) in &request.method {
             method.raw(name, raw.expose());
+        }
+        if let Some(hole) = id {
+            method.raw("paymentMethodId", &quoted(hole));
         }
         if let Some(metadata) = metadata {
             method.raw("paymentMethodMetaData", metadata);
@@ -135,8 +163,13 @@ impl Template {
         let method = SecretText::new(method.finish());
         let mut body = ObjectWriter::default();
         for (name, raw) in &request.top {
-            body.raw(name, if name == "paymentMethod" { method.expose() } else { raw.expose() });
+            match (name.as_str(), &request.notify_url) {
+                ("paymentMethod", _) => drop(body.raw(name, method.expose())),
+                ("paymentNotifyUrl", Some(_)) => {}
+                _ => drop(body.raw(name, raw.expose())),
+            }
         }
+        body.string_if("paymentNotifyUrl", request.notify_url.as_deref());
         Self(SecretText::new(body.finish()))
     }
 
@@ -157,9 +190,9 @@ impl Template {
         }
     }
 
-    /// Whether the body needs a PAN.
+    /// Whether the body needs a PAN or a token.
     pub fn needs_card(&self) -> bool {
-        self.0.expose().contains(Hole::CardNo.marker())
+        [Hole::CardNo, Hole::Token].iter().any(|hole| self.0.expose().contains(hole.marker()))
     }
 
     /// The body with every hole marked by what belongs there, for people to look at.
@@ -170,16 +203,27 @@ impl Template {
     }
 
     /// The body as it is sent.
-    pub fn fill(&self, pan: Option<&Pan>, sensitive: &Sensitive) -> Result<SecretBuf, CannotFill> {
+    pub fn fill(&self, card: Option<Instrument<'_>>, sensitive: &Sensitive) -> Result<SecretBuf, CannotFill> {
         let value = |hole: Hole| match hole {
-            Hole::CardNo => pan.map(Pan::expose),
+            Hole::CardNo => match card {
+                Some(Instrument::Pan(pan)) => Some(pan.expose()),
+                _ => None,
+            },
+            Hole::Token => match card {
+                Some(Instrument::Token(token)) => Some(token.expose()),
+                _ => None,
+            },
             Hole::Cvv => sensitive.cvv.as_ref().map(|cvv| cvv.expose()),
             Hole::Cavv => sensitive.cavv.as_ref().map(SecretText::expose),
             Hole::PasswordDigest => sensitive.password_digest.as_ref().map(SecretText::expose),
         };
         let text = self.0.expose();
-        // Values are at most 64 characters that need no escape (checked where they are read).
-        let mut body = SecretBuf::with_capacity(text.len() + 4 * 64);
+        // Values are at most 64 characters, a token 2048, that need no escape (checked where they are read).
+        let token = match card {
+            Some(Instrument::Token(token)) => token.expose().len(),
+            _ => 0,
+        };
+        let mut body = SecretBuf::with_capacity(text.len() + 4 * 64 + token);
         let mut rest = text;
         while let Some((before, after)) = rest.split_once('\u{1}') {
             let (mark, after) = after.split_once('\u{1}').ok_or(CannotFill)?;
@@ -233,14 +277,21 @@ mod tests {
 
     fn sent_as(text: &str, flags: &CardFlags) -> serde_json::Value {
         let request = PayRequest::read(text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
-        let (template, pan) = match &request.card {
-            CardForm::Inline(card) => (Template::with_card(&request, &card.details, flags), Some(&card.pan)),
+        let (template, card) = match &request.card {
+            CardForm::Inline(card) => {
+                (Template::with_card(&request, &card.details, flags), Some(Instrument::Pan(&card.pan)))
+            }
+            CardForm::Token(token) => (Template::with_token(&request, flags), Some(Instrument::Token(token))),
             _ => (Template::hosted_page(&request), None),
         };
         let kept = template.to_bytes();
         let kept_text = String::from_utf8_lossy(kept.expose());
-        if let Some(pan) = pan {
-            assert!(!kept_text.contains(pan.expose()) && template.needs_card());
+        if let Some(card) = card {
+            let secret = match card {
+                Instrument::Pan(pan) => pan.expose(),
+                Instrument::Token(token) => token.expose(),
+            };
+            assert!(!kept_text.contains(secret) && template.needs_card());
         }
         for secret in [
             request.sensitive.cvv.as_ref().map(|cvv| format!("\"{}\"", cvv.expose())),
@@ -249,8 +300,8 @@ mod tests {
             assert!(secret.is_none_or(|secret| !kept_text.contains(&secret)));
         }
         let again = Template::from_bytes(&kept).expect("a template");
-        let body = again.fill(pan, &request.sensitive).expect("a body");
-        assert_eq!(body.expose(), template.fill(pan, &request.sensitive).expect("a body").expose());
+        let body = again.fill(card, &request.sensitive).expect("a body");
+        assert_eq!(body.expose(), template.fill(card, &request.sensitive).expect("a body").expose());
         serde_json::from_slice(body.expose()).expect("JSON")
     }
 
@@ -265,9 +316,6 @@ mod tests {
         let mut compared = 0;
         for scenario in scenarios {
             let mut request = scenario["body"].clone();
-            if request["paymentMethod"]["paymentMethodId"].is_string() {
-                continue;
-            }
             // What the vault writes itself is not in a caller's request.
             let metadata = request["paymentMethod"]["paymentMethodMetaData"].as_object_mut().expect("a map");
             let on_file = metadata.remove("isCardOnFile") == Some(true.into());
@@ -285,7 +333,7 @@ mod tests {
             assert_eq!(sent_as(&text, &flags), scenario["body"], "{}", scenario["name"]);
             compared += 1;
         }
-        assert_eq!(compared, 12);
+        assert_eq!(compared, 13);
     }
 
     #[test]
@@ -312,13 +360,31 @@ mod tests {
     }
 
     #[test]
+    fn the_vaults_own_address_takes_notifications() {
+        for text in [
+            include_str!("../../../tests/samples/pay-hosted-page.json").to_owned(),
+            include_str!("../../../tests/samples/pay-hosted-page.json")
+                .replace("\"paymentNotifyUrl\": \"https://www.alipay.com/notify\",", ""),
+        ] {
+            let mut request = PayRequest::read(&text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
+            request.notify_url = Some("https://vault.example/n".into());
+            let body = Template::hosted_page(&request).fill(None, &request.sensitive).expect("a body");
+            let body: serde_json::Value = serde_json::from_slice(body.expose()).expect("JSON");
+            assert_eq!(body["paymentNotifyUrl"], "https://vault.example/n");
+        }
+    }
+
+    #[test]
     fn a_body_is_not_completed_without_what_it_needs() {
         let text = include_str!("../../../tests/samples/pay-server-to-server.json");
         let request = PayRequest::read(text, NOW).unwrap_or_else(|faults| panic!("{faults:?}"));
         let CardForm::Inline(card) = &request.card else { panic!("inline") };
         let template = Template::with_card(&request, &card.details, &CardFlags::fresh());
         assert_eq!(template.fill(None, &request.sensitive).err(), Some(CannotFill));
-        assert_eq!(template.fill(Some(&card.pan), &Sensitive::default()).err(), Some(CannotFill));
+        assert_eq!(
+            template.fill(Some(Instrument::Pan(&card.pan)), &Sensitive::default()).err(),
+            Some(CannotFill)
+        );
         assert!(Template::from_bytes(&SecretBuf::from_vec(b"x".to_vec())).is_err());
         assert!(template.masked("************6383").contains("\"cvv\":\"***\""));
     }

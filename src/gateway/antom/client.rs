@@ -22,7 +22,7 @@ use crate::base::secret::SecretBuf;
 use crate::gateway::{Call, Exchange, Gateway};
 
 use super::sign::SigningKey;
-use super::verify::{SignatureHeaders, Verifier};
+use super::verify::{NotVerified, SignatureHeaders, VerifiedText, Verifier};
 use super::wire;
 
 /// How an account is reached.
@@ -148,6 +148,15 @@ impl Gateway for Client {
     fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
         Box::pin(self.exchange(call, body))
     }
+
+    fn verify_notification(
+        &self,
+        path: &str,
+        headers: &SignatureHeaders<'_>,
+        body: &[u8],
+    ) -> Result<VerifiedText, NotVerified> {
+        self.verifier.verify(path, headers, body).map(Into::into)
+    }
 }
 
 /// Lends a secret buffer to the HTTP library, which drops (and so wipes) it when it is sent.
@@ -163,6 +172,10 @@ fn path_of(call: Call) -> &'static str {
     match call {
         Call::Pay => wire::PAY,
         Call::InquiryPayment => wire::INQUIRY_PAYMENT,
+        Call::Cancel => wire::CANCEL,
+        Call::Capture => wire::CAPTURE,
+        Call::Refund => wire::REFUND,
+        Call::InquiryRefund => wire::INQUIRY_REFUND,
     }
 }
 

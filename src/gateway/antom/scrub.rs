@@ -6,12 +6,14 @@ use percent_encoding::percent_decode_str;
 
 use crate::base::card::{Pan, find_pans};
 use crate::base::cvv::Cvv;
+use crate::base::ids::CardId;
 use crate::base::json::{self, Object, ObjectWriter, push_string};
+use crate::base::secret::SecretText;
 
 /// Stands in place of what was taken out.
 const REMOVED: &str = "[removed]";
 
-/// Members that hold sensitive authentication data or Antom's own token, by their names without
+/// Members that hold sensitive authentication data, by their names without
 /// punctuation and in lower case.
 const SECRET_NAMES: &[&str] = &[
     "cvv",
@@ -28,8 +30,10 @@ const SECRET_NAMES: &[&str] = &[
     "cavv",
     "caav",
     "cardpassworddigest",
-    "cardtoken",
 ];
+
+/// The member that holds Antom's own token.
+const TOKEN_NAME: &str = "cardtoken";
 
 /// Members that hold a card number, which may stay only where it is masked.
 const NUMBER_NAMES: &[&str] = &["cardno", "cardnumber", "pan", "maskedcardno"];
@@ -59,6 +63,27 @@ pub struct Own<'a> {
     pub pan: Option<&'a Pan>,
     /// The CVV that was sent.
     pub cvv: Option<&'a Cvv>,
+    /// Antom's token of the card, where it was sent or is told.
+    pub token: Option<&'a SecretText>,
+    /// The reference that stands in the token's place.
+    pub token_card: Option<&'a CardId>,
+}
+
+impl Own<'_> {
+    /// What stands in a token's place.
+    fn instead_of_token(&self) -> &str {
+        self.token_card.map_or(REMOVED, CardId::as_str)
+    }
+}
+
+/// Antom's token of the card in an answer, as it came: in `paymentResultInfo`, or where older pages have it,
+/// in `cardInfo` (reference, section 16).
+pub fn card_token(text: &str) -> Option<SecretText> {
+    let answer = Object::parse(text)?;
+    ["paymentResultInfo", "cardInfo"].into_iter().find_map(|place| {
+        let token = json::string(Object::parse(answer.get(place)?)?.get("cardToken")?)?;
+        (!token.is_empty() && token.len() <= 2048).then(|| SecretText::from(token.as_ref()))
+    })
 }
 
 /// The answer without card data, as JSON. `None` where the text is not one strict JSON value.
@@ -72,7 +97,9 @@ pub fn scrub(text: &str, own: Own<'_>) -> Option<String> {
 /// Appends one value; `name` is the plain name of the member that it belongs to, and `in_amount` tells
 /// that it is a member of a sum of money.
 fn value(out: &mut String, raw: &str, name: &str, in_amount: bool, own: Own<'_>) {
-    if SECRET_NAMES.contains(&name) {
+    if name == TOKEN_NAME {
+        push_string(out, own.instead_of_token());
+    } else if SECRET_NAMES.contains(&name) {
         push_string(out, REMOVED);
     } else if let Some(members) = Object::parse(raw) {
         out.push_str(&object(&members, own));
@@ -131,6 +158,9 @@ fn clean_text(text: &str, name: &str, in_amount: bool, own: Own<'_>) -> String {
     }
     if own.pan.is_some_and(|pan| holds_encoded(text, pan)) {
         return REMOVED.to_owned();
+    }
+    if let Some(token) = own.token.filter(|token| text.contains(token.expose())) {
+        return text.replace(token.expose(), own.instead_of_token());
     }
     if ID_NAMES.contains(&name) && !own.pan.is_some_and(|pan| without_gaps(text).contains(pan.expose())) {
         return text.to_owned();
@@ -212,7 +242,7 @@ mod tests {
 
     fn cleaned(text: &str) -> String {
         let (pan, cvv) = (Pan::parse(PAN).expect("a PAN"), Cvv::parse("850").expect("a CVV"));
-        scrub(text, Own { pan: Some(&pan), cvv: Some(&cvv) }).expect("JSON")
+        scrub(text, Own { pan: Some(&pan), cvv: Some(&cvv), ..Own::default() }).expect("JSON")
     }
 
     #[test]
@@ -233,6 +263,26 @@ mod tests {
                 assert_eq!(text, format!("{{\"a\":[{{\"{name}\":\"[removed]\"}}]}}"));
             }
         }
+    }
+
+    #[test]
+    fn a_token_becomes_a_reference() {
+        let text = r#"{"paymentResultInfo":{"cardToken":"ALIPAYtoken1"},"x":"see ALIPAYtoken1"}"#;
+        let token = card_token(text).expect("a token");
+        assert_eq!(token.expose(), "ALIPAYtoken1");
+        let card = CardId::make().expect("entropy");
+        let own = Own { token: Some(&token), token_card: Some(&card), ..Own::default() };
+        let once = scrub(text, own).expect("JSON");
+        assert_eq!(once, text.replace("ALIPAYtoken1", card.as_str()));
+        // What was taken out in a first pass gets its reference in a second.
+        let removed = scrub(text, Own { token: Some(&token), ..Own::default() }).expect("JSON");
+        assert!(!removed.contains("ALIPAYtoken1") && removed.contains(REMOVED));
+        assert!(scrub(&removed, own).is_some_and(|text| text.contains(&format!("\"cardToken\":\"{card}\""))));
+        assert_eq!(
+            card_token(r#"{"cardInfo":{"cardToken":"t"}}"#).map(|t| t.expose().to_owned()).as_deref(),
+            Some("t")
+        );
+        assert!(card_token(r#"{"cardToken":"t"}"#).is_none() && card_token("x").is_none());
     }
 
     #[test]

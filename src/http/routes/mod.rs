@@ -1,18 +1,26 @@
 //! One file for each endpoint: read the request, call one operation, write the answer.
 
+pub mod cancel_payment;
+pub mod create_capture;
 pub mod create_card;
 pub mod create_payment;
+pub mod create_refund;
 pub mod erase_card;
 pub mod list_agreements;
+pub mod list_captures;
 pub mod list_cards;
 pub mod list_events;
 pub mod list_payments;
+pub mod list_refunds;
 pub mod openapi;
 pub mod patch_card;
 pub mod put_cvv;
 pub mod read_agreement;
+pub mod read_cancel;
+pub mod read_capture;
 pub mod read_card;
 pub mod read_payment;
+pub mod read_refund;
 pub mod whoami;
 pub mod withdraw_agreement;
 

@@ -8,10 +8,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::base::card::Pan;
 use crate::base::secret::{SecretBuf, SecretText};
 use crate::gateway::antom::answer::{Expected, Reading, read_pay};
-use crate::gateway::antom::scrub::{Own, scrub};
+use crate::gateway::antom::body::Instrument;
+use crate::gateway::antom::scrub::{Own, card_token, scrub};
 use crate::gateway::antom::verify::VerifiedText;
 use crate::gateway::{Call, Exchange};
 use crate::model::pay_request::Sensitive;
@@ -19,25 +19,32 @@ use crate::model::payment::{Source, Status, Verdict};
 use crate::model::payment_view::PaymentView;
 use crate::store::cards::find_card;
 use crate::store::payments as rows;
-use crate::store::payments::{Change, PaymentRow};
+use crate::store::payments::{Change, NextLook, PaymentRow};
 
 use super::super::Vault;
 use super::super::error::OpError;
 use super::prepare::{Attempt, unpack};
 
 /// What an attempt keeps between its sends.
-struct Held {
+pub(super) struct Held {
     attempt: Attempt,
     deadline: Instant,
     /// What is known and not recorded yet, because the database was away.
     finding: Option<Finding>,
 }
 
+impl Held {
+    /// An attempt whose sender's time is over: it is sent once more, and not followed.
+    pub(super) fn over(attempt: Attempt, deadline: Instant) -> Self {
+        Self { attempt, deadline, finding: None }
+    }
+}
+
 /// What one send of the pay call came to, where that is anything.
 enum Finding {
     /// The gateway answered. The text is scrubbed but for this payment's PAN, which is opened only to
-    /// record it.
-    Says(SecretText, Verdict),
+    /// record it. Antom's token, where the answer told one, stands beside it.
+    Says(SecretText, Verdict, Option<SecretText>),
     /// Provably nothing was sent.
     NotSent,
 }
@@ -69,7 +76,7 @@ impl Vault {
 
     /// Reads what a pay call came to. A signed answer ends the CVV, whatever it says: a decline completes
     /// an authorization too.
-    fn take_answer(&self, held: &mut Held, exchange: Exchange) {
+    pub(super) fn take_answer(&self, held: &mut Held, exchange: Exchange) {
         held.finding = match exchange {
             Exchange::Answered(answer) => {
                 let finding = self.read_answer(held, &answer);
@@ -100,35 +107,44 @@ impl Vault {
         };
         let sensitive = self.open_sensitive(held);
         let cvv = sensitive.as_ref().and_then(|sensitive| sensitive.cvv.as_ref());
-        let text = scrub(answer.verified().text(), Own { pan: None, cvv })?;
-        Some(Finding::Says(SecretText::new(text), verdict))
+        let token = card_token(answer.verified().text());
+        let own = Own { cvv, token: token.as_ref(), ..Own::default() };
+        let text = scrub(answer.verified().text(), own)?;
+        Some(Finding::Says(SecretText::new(text), verdict, token))
     }
 
     /// Records what is known, if anything, and gives the row as it stands then.
-    async fn record_finding(&self, held: &mut Held) -> Result<PaymentRow, OpError> {
+    pub(super) async fn record_finding(&self, held: &mut Held) -> Result<PaymentRow, OpError> {
         let row = self.row_of(&held.attempt).await?;
         let row = match &held.finding {
             None => row,
             Some(Finding::NotSent) => self.fail_unsent(&row).await?,
-            Some(Finding::Says(text, verdict)) => {
-                let scrubbed = self.scrub_pan(&held.attempt, text).await?;
-                self.settle_scrubbed(&row, &scrubbed, *verdict, Source::Pay).await?
+            Some(Finding::Says(text, verdict, token)) => {
+                let scrubbed = self.scrub_card(&held.attempt, text).await?;
+                self.settle_scrubbed(&row, &scrubbed, *verdict, Source::Pay, token.as_ref()).await?
             }
         };
         held.finding = None;
         Ok(row)
     }
 
-    /// The answer without the PAN that its own call carried.
-    async fn scrub_pan(&self, attempt: &Attempt, text: &SecretText) -> Result<String, OpError> {
+    /// The answer without the card's number, or Antom's token of it, that its own call carried.
+    async fn scrub_card(&self, attempt: &Attempt, text: &SecretText) -> Result<String, OpError> {
         let card = match &attempt.card {
             Some(id) => find_card(&self.db, &attempt.merchant, id).await?,
             None => None,
         };
         let scrubbed = match card {
             Some(row) => {
-                let own = |pan: &Pan| scrub(text.expose(), Own { pan: Some(pan), cvv: None });
-                self.with_pan(&attempt.merchant, &row, own).await?
+                let own = |card: Instrument<'_>| match card {
+                    Instrument::Pan(pan) => scrub(text.expose(), Own { pan: Some(pan), ..Own::default() }),
+                    Instrument::Token(token) => {
+                        let own =
+                            Own { token: Some(token), token_card: Some(&row.card_id), ..Own::default() };
+                        scrub(text.expose(), own)
+                    }
+                };
+                self.with_instrument(&attempt.merchant, &row, own).await?
             }
             None => scrub(text.expose(), Own::default()),
         };
@@ -152,6 +168,10 @@ impl Vault {
             settled_by: Some("not_sent"),
             answer: None,
             decline: None,
+            token_card_id: None,
+            auth_expires_at: None,
+            auth_review: None,
+            next_look: NextLook::At(None),
             now: self.next_moment(row),
         };
         self.change(row, &change, None).await?;
@@ -180,7 +200,7 @@ impl Vault {
             }
             let pause = if left.is_zero() { pause } else { pause.min(left) };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = self.clock.sleep(pause) => {}
                 () = self.running.closing() => return,
             }
             let _running = self.running.begin();
@@ -193,7 +213,7 @@ impl Vault {
             }
         }
         held.attempt.sensitive = None;
-        tracing::error!(alarm = true, payment = %held.attempt.id, "a payment's outcome is still unknown");
+        tracing::warn!(payment = %held.attempt.id, "a payment has no outcome in its sender's time; it is looked after");
     }
 
     /// Records what could not be recorded, or inquires and repeats where that is called for; `true` where
@@ -223,7 +243,7 @@ impl Vault {
         let mut inquiry = std::pin::pin!(self.inquire(row));
         tokio::select! {
             told = &mut inquiry => return told,
-            () = tokio::time::sleep(left) => held.attempt.sensitive = None,
+            () = self.clock.sleep(left) => held.attempt.sensitive = None,
         }
         inquiry.await
     }
@@ -249,8 +269,8 @@ impl Vault {
         let attempt = &held.attempt;
         let Some(id) = &attempt.card else { return Ok(attempt.template.fill(None, &sensitive).ok()) };
         let Some(row) = find_card(&self.db, &attempt.merchant, id).await? else { return Ok(None) };
-        let fill = |pan: &Pan| attempt.template.fill(Some(pan), &sensitive).ok();
-        self.with_pan(&attempt.merchant, &row, fill).await
+        let fill = |card: Instrument<'_>| attempt.template.fill(Some(card), &sensitive).ok();
+        self.with_instrument(&attempt.merchant, &row, fill).await
     }
 }
 

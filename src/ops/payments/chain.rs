@@ -53,6 +53,11 @@ impl ChainIds {
         }
     }
 
+    /// Whether the scheme's id of the payment is among them.
+    pub(super) fn has_network_transaction_id(&self) -> bool {
+        self.network_transaction_id.is_some()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()
     }

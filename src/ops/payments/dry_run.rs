@@ -5,19 +5,19 @@ use crate::base::fault::FieldFault;
 use crate::base::ids::{CardId, Merchant};
 use crate::base::json::{Object, ObjectWriter};
 use crate::base::secret::SecretText;
-use crate::gateway::antom::body::{CardFlags, Template};
+use crate::gateway::antom::body::{CardFlags, Instrument, Template};
 use crate::model::access::{Allowed, MissingScope, Pay, Scope, WriteCards};
 use crate::model::agreement::Initiator;
 use crate::model::card::Details;
 use crate::model::pay_request::{CardForm, PayRequest};
 use crate::model::rules::{self, Reason, Refusal};
 use crate::slots;
-use crate::store::cards::{CardRow, find_card};
+use crate::store::cards::{CardRow, Held, find_card};
 
 use super::super::Vault;
 use super::super::error::OpError;
 use super::brings_card_data;
-use super::prepare::{Deal, check_claims, unknown_card};
+use super::prepare::{Deal, check_claims, check_token_claims, unknown_card};
 
 /// What a payment would send.
 pub struct DryRun {
@@ -64,12 +64,30 @@ impl Vault {
         let mut request = PayRequest::read(body.expose(), self.now()).map_err(OpError::Invalid)?;
         let merchant = allowed.merchant();
         let deal = self.deal_of(allowed, &mut request).await?;
+        self.complete(&mut request, &deal)?;
         match std::mem::replace(&mut request.card, CardForm::HostedPage) {
             CardForm::HostedPage => {
                 if let Deal::Uses(..) = deal {
                     return Err(Refusal::StoredCredential(Reason::OtherCard).into());
                 }
-                Ok(DryRun { request: Template::hosted_page(&request).masked(""), members: Vec::new() })
+                let body = Template::hosted_page(&request).masked("");
+                let tokenize = "/paymentMethod/paymentMethodMetaData/tokenize";
+                let added = request
+                    .add_tokenize
+                    .then(|| (tokenize.to_owned(), "the agreement needs the card again: Antom keeps it"));
+                Ok(DryRun { request: body, members: added.into_iter().chain(notified(&request)).collect() })
+            }
+            CardForm::Token(token) => {
+                let buyer = request.buyer.as_ref().map(|buyer| buyer.as_str());
+                match self.find_by_token(merchant, &token, buyer).await? {
+                    Some(row) => self.dry_run_stored(merchant, &row.card_id, request, &deal).await,
+                    None => {
+                        request.pays_by_token = true;
+                        check_token_claims(&request)?;
+                        let flags = self.flags(merchant, &request, &deal, None, self.now()).await?;
+                        Ok(explain(&request, None, &flags, &deal, "", "Antom's token of this request"))
+                    }
+                }
             }
             CardForm::Inline(card) => {
                 if let Some(fault) = request.find_outside_card(&card.pan) {
@@ -81,7 +99,7 @@ impl Vault {
                 let flags = self.flags(merchant, &request, &deal, id, self.now()).await?;
                 Ok(explain(
                     &request,
-                    &card.details,
+                    Some(&card.details),
                     &flags,
                     &deal,
                     &card.pan.last4(),
@@ -101,16 +119,24 @@ impl Vault {
     ) -> Result<DryRun, OpError> {
         let row = find_card(&self.db, merchant, id).await?.ok_or_else(unknown_card)?;
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
+        request.pays_by_token = matches!(row.held, Held::Token { .. });
         let flags = self.flags(merchant, &request, deal, Some(id), row.typed_at).await?;
         let details = self.open_details(merchant, &row).await?;
-        check_claims(&request, &details)?;
-        let outside: Option<FieldFault> =
-            self.with_pan(merchant, &row, |pan| request.find_outside_card(pan)).await?;
+        check_claims(&request, details.as_ref())?;
+        let find = |card: Instrument<'_>| match card {
+            Instrument::Pan(pan) => request.find_outside_card(pan),
+            Instrument::Token(_) => None,
+        };
+        let outside: Option<FieldFault> = self.with_instrument(merchant, &row, find).await?;
         if let Some(fault) = outside {
             return Err(OpError::Invalid(vec![fault]));
         }
         request.held_cvv = deal.initiator() == Initiator::Customer && self.would_use_held(&row, &request)?;
-        Ok(explain(&request, &details, &flags, deal, &row.last4, "of the referenced card"))
+        let last4 = match &row.held {
+            Held::Pan(held) => held.last4.as_str(),
+            Held::Token { .. } => "",
+        };
+        Ok(explain(&request, details.as_ref(), &flags, deal, last4, "of the referenced card"))
     }
 
     /// Whether a CVV that is held would go with the payment.
@@ -129,17 +155,22 @@ impl Vault {
 
 fn explain(
     request: &PayRequest,
-    details: &Details,
+    details: Option<&Details>,
     flags: &CardFlags,
     deal: &Deal,
     last4: &str,
     origin: &'static str,
 ) -> DryRun {
-    let body = Template::with_card(request, details, flags).masked(&format!("************{last4}"));
+    let body = match details {
+        Some(details) => Template::with_card(request, details, flags),
+        None => Template::with_token(request, flags),
+    };
+    let body = body.masked(&format!("************{last4}"));
     let flag = match (deal, flags.is_card_on_file, &flags.merchant_initiated) {
         (_, _, Some(_)) => "merchant-initiated: the buyer is not there (columns E and F)",
         (Deal::Opens(..), true, _) => "the card is on file already under another agreement (columns C and D)",
         (Deal::Opens(..), false, _) => "the first payment with a card that will be kept (column B)",
+        (Deal::None, true, _) if request.pays_by_token => "the card is on file at Antom",
         (_, true, _) => "the buyer pays again with a kept card (columns C and D)",
         (_, false, _) => "a one-time payment (column A)",
     };
@@ -167,9 +198,17 @@ fn explain(
         .chain(switched)
         .chain(address)
         .map(|(name, why)| (format!("/paymentMethod/paymentMethodMetaData/{name}"), why))
+        .chain([("/paymentMethod/paymentMethodId".to_owned(), origin)])
         .filter(|(pointer, _)| value_at(&body, pointer).is_some())
+        .chain(notified(request))
         .collect();
     DryRun { request: body, members }
+}
+
+/// Where notifications go, if the vault takes them itself.
+fn notified(request: &PayRequest) -> Option<(String, &'static str)> {
+    let pointer = "/paymentNotifyUrl".to_owned();
+    request.notify_url.as_ref().map(|_| (pointer, "the vault takes notifications and tells them in the feed"))
 }
 
 /// The raw value at a pointer of plain names.

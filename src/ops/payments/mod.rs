@@ -4,9 +4,11 @@
 //! what is known. See `attempt` for what happens after the first byte has left.
 
 mod attempt;
+mod cancel;
 mod chain;
 pub mod dry_run;
 mod prepare;
+mod reconcile;
 mod settle;
 
 use std::sync::Arc;
@@ -23,8 +25,9 @@ use crate::gateway::Gateway;
 use crate::model::access::{Allowed, Pay, ReadPayments, Scope, WriteCards};
 use crate::model::pay_request::{PayRequest, canonical, payment_request_id};
 use crate::model::payment::Status;
-use crate::model::payment_view::PaymentView;
-use crate::store::cards::find_card;
+use crate::model::payment_view::{CancelView, PaymentView};
+use crate::store::cards::{Held, find_card};
+use crate::store::operations::list_operations;
 use crate::store::payments as rows;
 use crate::store::payments::PaymentRow;
 
@@ -85,7 +88,7 @@ impl Vault {
         let same = row.merchant == *allowed.merchant()
             && self.names_same_card(row, body).await?
             && self.means_same(row, body).await?;
-        if same { self.view(row).await } else { Err(OpError::RequestIdReused) }
+        if same { self.view(row).await } else { Err(OpError::RequestIdReused("/paymentRequestId")) }
     }
 
     async fn means_same(&self, row: &PaymentRow, body: &str) -> Result<bool, OpError> {
@@ -102,11 +105,16 @@ impl Vault {
         match (&row.card_id, named) {
             (None, Named::None) => Ok(true),
             (Some(card), Named::Reference(id)) => Ok(*card == id),
+            (Some(card), Named::Token(token)) => {
+                let digest = self.token_digest(&row.merchant, &token)?;
+                let known = find_card(&self.db, &row.merchant, card).await?.map(|card| card.held);
+                Ok(matches!(known, Some(Held::Token { digest: known, .. }) if known == digest))
+            }
             (Some(card), Named::Number(pan)) => {
                 let key = self.keys.active(Purpose::Fingerprint)?;
                 let digest = fingerprint::fingerprint(&key, &row.merchant, &pan)?;
-                let known = find_card(&self.db, &row.merchant, card).await?;
-                Ok(known.is_some_and(|known| known.fingerprint == digest))
+                let known = find_card(&self.db, &row.merchant, card).await?.map(|card| card.held);
+                Ok(matches!(known, Some(Held::Pan(known)) if known.fingerprint == digest))
             }
             _ => Ok(false),
         }
@@ -124,9 +132,7 @@ impl Vault {
         if !refresh {
             return self.view(&row).await;
         }
-        self.inquire(&row).await?;
-        let row =
-            rows::find_payment(&self.db, allowed.account(), id).await?.ok_or(OpError::NotFound(None))?;
+        let (row, _) = self.inquire(&row).await?;
         self.view(&row).await
     }
 
@@ -155,7 +161,13 @@ impl Vault {
             Some(sealed) => Some(self.open_answer(row, sealed).await?),
             None => None,
         };
-        Ok(Self::shown(row, answer))
+        let mut view = Self::shown(row, answer);
+        if row.operation_count > 0 {
+            for operation in list_operations(&self.db, &row.account, &row.payment_request_id).await? {
+                view.operations.push(self.operation_view(&operation, row.payment_id.clone(), false).await?);
+            }
+        }
+        Ok(view)
     }
 
     /// A row with its opened answer.
@@ -163,13 +175,20 @@ impl Vault {
         PaymentView {
             payment_request_id: row.payment_request_id.to_string(),
             status: row.status,
-            card_id: row.card_id.as_ref().map(ToString::to_string),
+            card_id: row.card_id.as_ref().or(row.token_card_id.as_ref()).map(ToString::to_string),
             agreement_id: row.agreement_id.as_ref().map(ToString::to_string),
             payment_id: row.payment_id.clone(),
             currency: row.currency.clone(),
             amount: row.amount.clone(),
             settled_by: row.settled_by.clone(),
             answer,
+            operations: Vec::new(),
+            cancel: row.cancel.as_ref().map(|cancel| CancelView {
+                status: cancel.state.name(),
+                by_caller: cancel.by_caller,
+                code: cancel.code.clone(),
+                at: cancel.at,
+            }),
             created_at: row.created_at,
             updated_at: row.updated_at,
         }
@@ -185,14 +204,14 @@ impl Vault {
             .map_err(|_| OpError::Internal(anyhow::anyhow!("a kept answer is not text")))
     }
 
-    fn gateway(&self, account: &GatewayAccount) -> Result<Arc<dyn Gateway>, OpError> {
+    pub(super) fn gateway(&self, account: &GatewayAccount) -> Result<Arc<dyn Gateway>, OpError> {
         let gateway = self.accounts.get(account).cloned();
         gateway.ok_or_else(|| OpError::Internal(anyhow::anyhow!("no gateway is configured for an account")))
     }
 }
 
 /// Where a payment's sealed fields live. Neither part can hold the separator.
-fn record_name(account: &GatewayAccount, id: &PaymentRequestId) -> String {
+pub(super) fn record_name(account: &GatewayAccount, id: &PaymentRequestId) -> String {
     format!("{account}/{id}")
 }
 
@@ -214,6 +233,7 @@ enum Named {
     None,
     Reference(CardId),
     Number(Pan),
+    Token(SecretText),
     Other,
 }
 
@@ -224,9 +244,11 @@ fn named_card(body: &str) -> Named {
     let number = metadata.as_ref().and_then(|metadata| metadata.get("cardNo"));
     match (method.get("paymentMethodId"), number) {
         (None, None) => Named::None,
-        (Some(raw), None) => {
-            json::string(raw).and_then(|text| CardId::parse(&text)).map_or(Named::Other, Named::Reference)
-        }
+        (Some(raw), None) => match json::string(raw) {
+            Some(text) => CardId::parse(&text)
+                .map_or_else(|| Named::Token(SecretText::from(text.as_ref())), Named::Reference),
+            None => Named::Other,
+        },
         (None, Some(raw)) => {
             let text = json::string(raw).map(|text| SecretText::new(text.into_owned()));
             text.and_then(|text| Pan::parse(text.expose()).ok()).map_or(Named::Other, Named::Number)
@@ -235,15 +257,20 @@ fn named_card(body: &str) -> Named {
     }
 }
 
-/// Whether a body carries a card number, or a CVV that is to be used.
+/// Whether a body carries a card number, Antom's token of one, or a CVV that is to be used.
 fn brings_card_data(body: &str) -> bool {
+    let method = || Object::parse(Object::parse(body)?.get("paymentMethod")?);
+    let by_token = || {
+        let method = method()?;
+        let id = json::string(method.get("paymentMethodId")?)?;
+        Some(!id.starts_with(CardId::PREFIX))
+    };
     let metadata = || {
-        let top = Object::parse(body)?;
-        let method = Object::parse(top.get("paymentMethod")?)?;
+        let method = method()?;
         let metadata = Object::parse(method.get("paymentMethodMetaData")?)?;
         let omitted = metadata.get("cvv").and_then(json::string).is_some_and(|text| text == "OMIT");
         let has = |name: &str| metadata.get(name).is_some();
         Some(has("cardNo") || has("cardPasswordDigest") || (has("cvv") && !omitted))
     };
-    metadata().unwrap_or(false)
+    metadata().unwrap_or(false) || by_token().unwrap_or(false)
 }

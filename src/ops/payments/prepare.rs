@@ -8,7 +8,7 @@ use crate::base::clock::Millis;
 use crate::base::cvv::Cvv;
 use crate::base::fault::FieldFault;
 use crate::base::ids::{
-    AgreementId, CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId,
+    AgreementId, BuyerId, CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId,
 };
 use crate::base::money::Amount;
 use crate::base::sealed::Sealed;
@@ -18,7 +18,7 @@ use crate::crypto::ephemeral::EphemeralSealed;
 use crate::crypto::keyring::Purpose;
 use crate::crypto::{envelope, request_mac};
 use crate::gateway::Gateway;
-use crate::gateway::antom::body::{CardFlags, Template};
+use crate::gateway::antom::body::{CardFlags, Instrument, Template};
 use crate::model::access::{Allowed, Pay, PayWithoutBuyer};
 use crate::model::agreement::{AgreementState, Initiator, StoredCredential, Terms};
 use crate::model::card::{Details, TypedCard};
@@ -29,7 +29,7 @@ use crate::slots::{self, Taken};
 use crate::store::agreements::{AgreementRow, card_past, find_agreement, insert_agreement};
 use crate::store::backend::StoreError;
 use crate::store::cards as card_rows;
-use crate::store::cards::CardRow;
+use crate::store::cards::{CardRow, Held};
 use crate::store::payments as rows;
 use crate::store::payments::NewPayment;
 
@@ -68,6 +68,10 @@ impl Attempt {
 /// An attempt that is decided but not recorded.
 pub(super) struct Prepared {
     attempt: Attempt,
+    manual_capture: bool,
+    wants_token: bool,
+    expires_at: Option<Millis>,
+    buyer: Option<BuyerId>,
     client: ClientName,
     meaning: [u8; 32],
     meaning_key: String,
@@ -97,7 +101,8 @@ pub(super) enum Recorded {
 /// The card of a payment, with what is sent of it.
 struct Chosen {
     card: CardId,
-    details: Details,
+    /// Expiry, name and address; none where only Antom holds the card.
+    details: Option<Details>,
     flags: CardFlags,
     retyped: bool,
     slot: Option<HeldCvv>,
@@ -153,6 +158,7 @@ impl Vault {
     ) -> Result<Prepared, OpError> {
         let merchant = allowed.merchant();
         let deal = self.deal_of(allowed, &mut request).await?;
+        self.complete(&mut request, &deal)?;
         let form = std::mem::replace(&mut request.card, CardForm::HostedPage);
         let chosen = match form {
             CardForm::HostedPage => {
@@ -162,9 +168,38 @@ impl Vault {
                 None
             }
             CardForm::Inline(card) => Some(self.choose_typed(merchant, card, &request, &deal).await?),
+            CardForm::Token(token) => {
+                let buyer = request.buyer.clone();
+                let buyer = buyer.as_ref().map(BuyerId::as_str);
+                if self.find_by_token(merchant, &token, buyer).await?.is_none() {
+                    // What is refused leaves nothing behind.
+                    request.pays_by_token = true;
+                    check_token_claims(&request)?;
+                    self.flags(merchant, &request, &deal, None, self.now()).await?;
+                }
+                let row = self.card_for_token(merchant, &token, buyer).await?;
+                Some(self.choose_row(merchant, row, &mut request, &deal, self.now()).await?)
+            }
             CardForm::Reference(id) => Some(self.choose_stored(merchant, &id, &mut request, &deal).await?),
         };
         self.build(allowed, request, chosen, deal, canonical).await
+    }
+
+    /// What the vault adds to a request: where notifications go, and that a card typed on Antom's page is
+    /// kept where an agreement needs it.
+    pub(super) fn complete(&self, request: &mut PayRequest, deal: &Deal) -> Result<(), OpError> {
+        request.notify_url.clone_from(&self.policy.notify_url);
+        if let (CardForm::HostedPage, Deal::Opens(..)) = (&request.card, deal) {
+            match request.tokenize {
+                Some(true) => {}
+                None => request.add_tokenize = true,
+                Some(false) => {
+                    let at = "/paymentMethod/paymentMethodMetaData/tokenize";
+                    return Err(OpError::Invalid(vec![FieldFault::at(at, "conflict")]));
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn deal_of(
@@ -204,7 +239,7 @@ impl Vault {
             self.flags(merchant, request, deal, known.as_ref().map(|row| &row.card_id), self.now()).await?;
         let (new, id) = self.card_for_payment(merchant, &card.pan, &card.details, buyer).await?;
         let number = Number::Typed(card.pan);
-        Ok(Chosen { card: id, details: card.details, flags, retyped: !new, slot: None, number })
+        Ok(Chosen { card: id, details: Some(card.details), flags, retyped: !new, slot: None, number })
     }
 
     async fn choose_stored(
@@ -215,11 +250,29 @@ impl Vault {
         deal: &Deal,
     ) -> Result<Chosen, OpError> {
         let row = card_rows::find_card(&self.db, merchant, id).await?.ok_or_else(unknown_card)?;
+        let typed_at = row.typed_at;
+        self.choose_row(merchant, row, request, deal, typed_at).await
+    }
+
+    async fn choose_row(
+        &self,
+        merchant: &Merchant,
+        row: CardRow,
+        request: &mut PayRequest,
+        deal: &Deal,
+        typed_at: Millis,
+    ) -> Result<Chosen, OpError> {
+        let id = row.card_id.clone();
+        request.pays_by_token = matches!(row.held, Held::Token { .. });
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
-        let flags = self.flags(merchant, request, deal, Some(id), row.typed_at).await?;
+        let flags = self.flags(merchant, request, deal, Some(&id), typed_at).await?;
         let details = self.open_details(merchant, &row).await?;
-        check_claims(request, &details)?;
-        let outside = self.with_pan(merchant, &row, |pan| request.find_outside_card(pan)).await?;
+        check_claims(request, details.as_ref())?;
+        let find = |card: Instrument<'_>| match card {
+            Instrument::Pan(pan) => request.find_outside_card(pan),
+            Instrument::Token(_) => None,
+        };
+        let outside = self.with_instrument(merchant, &row, find).await?;
         if let Some(fault) = outside {
             return Err(OpError::Invalid(vec![fault]));
         }
@@ -229,7 +282,7 @@ impl Vault {
             Initiator::Merchant => None,
         };
         let number = Number::Stored(Box::new(row));
-        Ok(Chosen { card: id.clone(), details, flags, retyped: false, slot, number })
+        Ok(Chosen { card: id, details, flags, retyped: false, slot, number })
     }
 
     /// As what the payment leaves: a column of the truth table, or why it does not leave at all.
@@ -256,6 +309,8 @@ impl Vault {
         let limits =
             Limits { unattached: self.policy.unattached, declined_attempts: self.policy.declined_attempts };
         let flags = match (rules::decide(&asked, &facts, limits, self.now())?, deal) {
+            // What Antom holds is on file there, however new it is here (reference, section 8.2).
+            (Column::OneTime | Column::First, _) if request.pays_by_token => CardFlags::on_file(),
             (Column::OneTime | Column::First, _) => CardFlags::fresh(),
             (Column::Merchant(kind), Deal::Uses(_, row)) => {
                 let chain = row.network_transaction_id.as_ref().map(|id| id.value.clone());
@@ -324,6 +379,9 @@ impl Vault {
         deal: Deal,
         canonical: &SecretText,
     ) -> Result<Prepared, OpError> {
+        let (manual_capture, expires_at) = (request.manual_capture, request.expires_at);
+        let wants_token = request.add_tokenize || request.tokenize == Some(true);
+        let buyer = request.buyer.clone();
         let built = self.build_attempt(allowed, request, chosen.as_ref()).await;
         let (card, retyped, slot) = match chosen {
             Some(chosen) => (Some(chosen.card), chosen.retyped, chosen.slot),
@@ -336,6 +394,10 @@ impl Vault {
         match sealed {
             Ok((attempt, meaning, meaning_key, outgoing)) => Ok(Prepared {
                 attempt,
+                manual_capture,
+                wants_token,
+                expires_at,
+                buyer,
                 client: allowed.caller().client.name.clone(),
                 meaning,
                 meaning_key,
@@ -360,14 +422,18 @@ impl Vault {
     ) -> Result<Attempt, OpError> {
         let merchant = allowed.merchant();
         let template = match chosen {
-            Some(chosen) => Template::with_card(&request, &chosen.details, &chosen.flags),
+            Some(Chosen { details: Some(details), flags, .. }) => {
+                Template::with_card(&request, details, flags)
+            }
+            Some(Chosen { flags, .. }) => Template::with_token(&request, flags),
             None => Template::hosted_page(&request),
         };
         let body = match chosen.map(|chosen| &chosen.number) {
             None => template.fill(None, &request.sensitive),
-            Some(Number::Typed(pan)) => template.fill(Some(pan), &request.sensitive),
+            Some(Number::Typed(pan)) => template.fill(Some(Instrument::Pan(pan)), &request.sensitive),
             Some(Number::Stored(row)) => {
-                self.with_pan(merchant, row, |pan| template.fill(Some(pan), &request.sensitive)).await?
+                let fill = |card: Instrument<'_>| template.fill(Some(card), &request.sensitive);
+                self.with_instrument(merchant, row, fill).await?
             }
         };
         let name = format!("{}/{}", self.instance, InstanceId::make()?);
@@ -428,7 +494,7 @@ impl Vault {
     }
 
     async fn insert_intent(&self, allowed: &Allowed<Pay>, prepared: &Prepared) -> Result<Inserted, OpError> {
-        let attempt = &prepared.attempt;
+        let (attempt, now) = (&prepared.attempt, self.now());
         let payment = NewPayment {
             account: &attempt.account,
             payment_request_id: &attempt.id,
@@ -446,7 +512,12 @@ impl Vault {
             retyped: prepared.retyped,
             outgoing: &prepared.outgoing,
             attempt: &attempt.name,
-            now: self.now(),
+            manual_capture: prepared.manual_capture,
+            buyer: prepared.buyer.as_ref().map(BuyerId::as_str),
+            wants_token: prepared.wants_token,
+            expires_at: prepared.expires_at,
+            next_look: now.plus(self.policy.attempt_deadline),
+            now,
         };
         let mut tx = self.db.begin_write().await?;
         if !rows::insert_payment(&mut tx, &payment).await? {
@@ -547,7 +618,8 @@ pub(super) fn unknown_card() -> OpError {
 }
 
 /// What the caller says of a referenced card must be what is stored.
-pub(super) fn check_claims(request: &PayRequest, details: &Details) -> Result<(), OpError> {
+pub(super) fn check_claims(request: &PayRequest, details: Option<&Details>) -> Result<(), OpError> {
+    let Some(details) = details else { return check_token_claims(request) };
     let expiry = (details.expiry.month_text(), details.expiry.year_text());
     let two = |number: Option<u8>| number.map(|number| format!("{number:02}"));
     let mut faults = Vec::new();
@@ -569,6 +641,30 @@ pub(super) fn check_claims(request: &PayRequest, details: &Details) -> Result<()
         "/paymentMethod/paymentMethodMetaData/cardholderName",
         claims.name.as_ref().is_some_and(|name| details.name.as_ref() != Some(name)),
     );
+    if faults.is_empty() { Ok(()) } else { Err(OpError::Invalid(faults)) }
+}
+
+/// Beside Antom's token nothing of the card is sent: neither a CVV nor what only a number has.
+pub(super) fn check_token_claims(request: &PayRequest) -> Result<(), OpError> {
+    const CVV: &str = "/paymentMethod/paymentMethodMetaData/cvv";
+    const MONTH: &str = "/paymentMethod/paymentMethodMetaData/expiryMonth";
+    const YEAR: &str = "/paymentMethod/paymentMethodMetaData/expiryYear";
+    const NAME: &str = "/paymentMethod/paymentMethodMetaData/cardholderName";
+    const DIGEST: &str = "/paymentMethod/paymentMethodMetaData/cardPasswordDigest";
+    const MPI: &str = "/paymentMethod/paymentMethodMetaData/mpiData";
+    let (claims, sensitive) = (&request.claims, &request.sensitive);
+    let faults: Vec<FieldFault> = [
+        (CVV, sensitive.cvv.is_some()),
+        (MONTH, claims.month.is_some()),
+        (YEAR, claims.year.is_some()),
+        (NAME, claims.name.is_some()),
+        (DIGEST, sensitive.password_digest.is_some()),
+        (MPI, request.metadata.iter().any(|(name, _)| name == "mpiData")),
+    ]
+    .into_iter()
+    .filter(|(_, sent)| *sent)
+    .map(|(pointer, _)| FieldFault::at(pointer, "held_by_gateway"))
+    .collect();
     if faults.is_empty() { Ok(()) } else { Err(OpError::Invalid(faults)) }
 }
 

@@ -3,23 +3,27 @@
 use std::time::Duration;
 
 use crate::base::clock::Millis;
+use crate::base::ids::CardId;
 use crate::base::json::{self, Object};
 use crate::base::money::Amount;
-use crate::base::secret::SecretBuf;
+use crate::base::secret::{SecretBuf, SecretText};
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::envelope;
 use crate::crypto::keyring::Purpose;
 use crate::gateway::antom::answer::{Expected, Reading, read_inquiry};
 use crate::gateway::antom::body::Template;
-use crate::gateway::antom::scrub::{Own, scrub};
+use crate::gateway::antom::scrub::{Own, card_token, scrub};
 use crate::gateway::antom::verify::Verified;
 use crate::gateway::{Call, Exchange};
+use crate::model::agreement::parse_time;
 use crate::model::card::Details;
 use crate::model::decline::Decline;
+use crate::model::look::{Waits, pause};
 use crate::model::payment::{Source, Status, Verdict, next};
-use crate::model::payment_view::{KeptAnswer, PaymentView};
+use crate::model::payment_view::{KeptAnswer, PaymentView, REDIRECTS};
+use crate::store::agreements::attach_card;
 use crate::store::payments as rows;
-use crate::store::payments::{Change, PaymentRow};
+use crate::store::payments::{CancelState, Change, NextLook, PaymentRow};
 
 use super::super::Vault;
 use super::super::error::OpError;
@@ -33,7 +37,7 @@ const TURNS: usize = 8;
 impl Vault {
     /// Applies what a verified answer says, and gives the row as it stands then. `own` is the card data
     /// that the answered call carried; it is looked for and taken out before anything is kept.
-    pub(super) async fn settle(
+    pub(in crate::ops) async fn settle(
         &self,
         row: &PaymentRow,
         answer: &Verified<'_>,
@@ -41,24 +45,28 @@ impl Vault {
         source: Source,
         own: Own<'_>,
     ) -> Result<PaymentRow, OpError> {
+        let token = card_token(answer.text());
+        let own = Own { token: token.as_ref().or(own.token), ..own };
         let scrubbed = scrub(answer.text(), own)
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a verified answer is not JSON")))?;
-        self.settle_scrubbed(row, &scrubbed, verdict, source).await
+        self.settle_scrubbed(row, &scrubbed, verdict, source, token.as_ref()).await
     }
 
-    /// As [`Self::settle`], for an answer that is scrubbed already.
+    /// As [`Self::settle`], for an answer that is scrubbed already; `token` is what was taken out of it.
     pub(super) async fn settle_scrubbed(
         &self,
         row: &PaymentRow,
         scrubbed: &str,
         verdict: Verdict,
         source: Source,
+        token: Option<&SecretText>,
     ) -> Result<PaymentRow, OpError> {
-        let facts = Facts::read(scrubbed);
+        let (scrubbed, token_card) = self.keep_token(row, scrubbed, verdict, token).await?;
+        let facts = Facts::read(&scrubbed);
         let dek = self.keys.active(Purpose::Card)?;
         let record = record_name(&row.account, &row.payment_request_id);
         let place = Place { merchant: &row.merchant, record: &record, field: Field::GatewayAnswer };
-        let answer = KeptAnswer::json(source, scrubbed);
+        let answer = KeptAnswer::json(source, &scrubbed);
         let sealed = envelope::seal(&dek, &place, &SecretBuf::from_vec(answer.clone().into_bytes()))?;
         for _ in 0..TURNS {
             let now = self.find_again(row).await?;
@@ -72,8 +80,8 @@ impl Vault {
                     Status::Unknown
                 }
                 None => {
-                    self.keep_late_ids(&now, verdict, scrubbed, source).await?;
-                    return Ok(now);
+                    self.keep_late(&now, verdict, &scrubbed, &facts, token_card.as_ref(), source).await?;
+                    return self.find_again(row).await;
                 }
             };
             let change = Change {
@@ -84,7 +92,11 @@ impl Vault {
                 result_status: facts.result_status.as_deref(),
                 settled_by: (to != now.status && to.is_final()).then(|| source.name()),
                 answer: Some(&sealed),
-                decline: if to == Status::Failed { Decline::of_answer(scrubbed) } else { None },
+                decline: if to == Status::Failed { Decline::of_answer(&scrubbed) } else { None },
+                token_card_id: token_card.as_ref(),
+                auth_expires_at: facts.auth_expires_at,
+                auth_review: facts.auth_review.as_deref(),
+                next_look: self.look_after_change(&now, to, &facts, &scrubbed, token_card.is_some()),
                 now: self.next_moment(&now),
             };
             if self.change(&now, &change, Some((&answer, source))).await? {
@@ -93,6 +105,54 @@ impl Vault {
             }
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
+    }
+
+    /// Keeps the card that a paid payment's answer tells under Antom's token, where the request asked for
+    /// it, and puts its reference in the token's place.
+    async fn keep_token(
+        &self,
+        row: &PaymentRow,
+        scrubbed: &str,
+        verdict: Verdict,
+        token: Option<&SecretText>,
+    ) -> Result<(String, Option<CardId>), OpError> {
+        let Some(token) = token.filter(|_| row.wants_token && verdict == Verdict::Paid) else {
+            return Ok((scrubbed.to_owned(), None));
+        };
+        let card = self.card_for_token(&row.merchant, token, row.buyer.as_deref()).await?;
+        let own = Own { token: Some(token), token_card: Some(&card.card_id), ..Own::default() };
+        let text = scrub(scrubbed, own)
+            .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a verified answer is not JSON")))?;
+        Ok((text, Some(card.card_id)))
+    }
+
+    /// When the gateway is asked again once a payment has this status.
+    fn look_after_change(
+        &self,
+        row: &PaymentRow,
+        to: Status,
+        facts: &Facts,
+        scrubbed: &str,
+        has_token: bool,
+    ) -> NextLook {
+        let after = |waits| pause(waits, 0, row.payment_request_id.as_str()).map(|gap| self.now().plus(gap));
+        match to {
+            Status::Unknown => NextLook::Keep,
+            Status::Processing => {
+                let waits = if facts.sends_buyer { Waits::Buyer } else { Waits::Gateway };
+                NextLook::At(after(waits))
+            }
+            Status::Authorized => {
+                let id =
+                    row.agreement_id.is_some() && !ChainIds::of_answer(scrubbed).has_network_transaction_id();
+                let token = row.wants_token && row.token_card_id.is_none() && !has_token;
+                let review = facts.auth_review.as_deref() == Some("PROCESSING");
+                // A cancel of the vault's own that is still out may take effect.
+                let cancel = row.cancel.as_ref().is_some_and(|cancel| cancel.state == CancelState::Open);
+                NextLook::At(if id || token || review || cancel { after(Waits::Detail) } else { None })
+            }
+            Status::Failed | Status::Cancelled => NextLook::At(None),
+        }
     }
 
     /// Applies a change to a payment as it was read, with the event of a new status in the same
@@ -121,6 +181,9 @@ impl Vault {
             let ids = ChainIds::of_answer(KeptAnswer::answer(text).unwrap_or_default());
             self.keep_ids(&mut tx, before, &ids, source.name(), change.now).await?;
         }
+        if let (Some(agreement), Some(card)) = (&before.agreement_id, change.token_card_id) {
+            attach_card(&mut tx, &before.merchant, agreement, card, change.now).await?;
+        }
         tx.commit().await?;
         if event.is_some() || news {
             self.bell.ring_written();
@@ -147,26 +210,40 @@ impl Vault {
         }
     }
 
-    /// An answer that changes nothing may still tell what an agreement waits for: its payment was paid,
-    /// and the answer that said so had no network transaction id.
-    async fn keep_late_ids(
+    /// An answer that changes no status may still tell what is waited for: the network transaction id of an
+    /// agreement's first payment, Antom's token, the end of the authorisation, its review.
+    async fn keep_late(
         &self,
         payment: &PaymentRow,
         verdict: Verdict,
         scrubbed: &str,
+        facts: &Facts,
+        token_card: Option<&CardId>,
         source: Source,
     ) -> Result<(), OpError> {
-        let ids = ChainIds::of_answer(scrubbed);
-        if verdict != Verdict::Paid || payment.agreement_id.is_none() || ids.is_empty() {
+        if verdict != Verdict::Paid || payment.status != Status::Authorized {
             return Ok(());
         }
+        let ids = ChainIds::of_answer(scrubbed);
+        let news = facts.auth_expires_at.is_some() || facts.auth_review.is_some() || token_card.is_some();
+        let wanted = payment.agreement_id.is_some() && !ids.is_empty();
+        if !news && !wanted {
+            return Ok(());
+        }
+        let now = self.now();
         let mut tx = self.db.begin_write().await?;
-        self.keep_ids(&mut tx, payment, &ids, source.name(), self.now()).await?;
+        let (account, id) = (&payment.account, &payment.payment_request_id);
+        let review = facts.auth_review.as_deref();
+        rows::keep_facts(&mut tx, account, id, facts.auth_expires_at, review, token_card).await?;
+        self.keep_ids(&mut tx, payment, &ids, source.name(), now).await?;
+        if let (Some(agreement), Some(card)) = (&payment.agreement_id, token_card) {
+            attach_card(&mut tx, &payment.merchant, agreement, card, now).await?;
+        }
         tx.commit().await?;
         Ok(())
     }
 
-    async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {
+    pub(super) async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {
         rows::find_payment(&self.db, &row.account, &row.payment_request_id)
             .await?
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))
@@ -209,7 +286,10 @@ impl Vault {
     }
 
     /// Asks the gateway what became of a payment. An answer that cannot be trusted changes nothing.
-    pub(super) async fn inquire(&self, row: &PaymentRow) -> Result<(PaymentRow, Option<Verdict>), OpError> {
+    pub(in crate::ops) async fn inquire(
+        &self,
+        row: &PaymentRow,
+    ) -> Result<(PaymentRow, Option<Verdict>), OpError> {
         let gateway = self.gateway(&row.account)?;
         let amount = Amount::from_wire(&row.currency, &row.amount)
             .map_err(|_| OpError::Internal(anyhow::anyhow!("a payment's amount cannot be read")))?;
@@ -229,7 +309,8 @@ impl Vault {
             Reading::Says(verdict) => {
                 let own = Own::default();
                 let row = self.settle(row, &answer.verified(), verdict, Source::Inquiry, own).await?;
-                Ok((row, Some(verdict)))
+                self.learn_transactions(&row, &answer.verified()).await?;
+                Ok((self.find_again(&row).await?, Some(verdict)))
             }
             Reading::Disagrees => {
                 tracing::error!(
@@ -247,6 +328,10 @@ struct Facts {
     payment_id: Option<String>,
     result_code: Option<String>,
     result_status: Option<String>,
+    auth_expires_at: Option<Millis>,
+    auth_review: Option<String>,
+    /// Whether the buyer is sent somewhere.
+    sends_buyer: bool,
 }
 
 impl Facts {
@@ -262,6 +347,9 @@ impl Facts {
             payment_id: text(top("paymentId")),
             result_code: text(inner("resultCode")),
             result_status: text(inner("resultStatus")),
+            auth_expires_at: text(top("authExpiryTime")).and_then(|text| parse_time(&text)),
+            auth_review: text(top("authReviewStatus")),
+            sends_buyer: REDIRECTS.iter().any(|name| top(name).is_some()),
         }
     }
 }

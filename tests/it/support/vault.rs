@@ -72,6 +72,8 @@ impl TestVault {
         gateway.base_url = sandbox.base_url();
         gateway.timeout_ms = GATEWAY_TIMEOUT_MS;
         gateway.connect_timeout_ms = 1_000;
+        // A story that has notifications sent asks for them.
+        config.notify = None;
         change(&mut config);
         let files = db.files.clone();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -223,6 +225,7 @@ impl TestVault {
 pub fn init(dir: &Path, database_url: &str) {
     let made = Command::new(env!("CARGO_BIN_EXE_cardvault"))
         .args(["init", "--api-listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+        .args(["--notify-listen", "127.0.0.1:0"])
         .args(["--database-url", database_url])
         .arg(dir)
         .output()

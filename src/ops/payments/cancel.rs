@@ -1,0 +1,153 @@
+//! Cancels: the caller's, and the vault's own, which end what cannot be cleared up. That a cancel is on its
+//! way is durable before its first byte leaves: from then on the payment is never sent again, and neither
+//! captured nor refunded until the cancel's outcome is known.
+
+use std::sync::Arc;
+
+use crate::base::ids::PaymentRequestId;
+use crate::base::json::{self, Object};
+use crate::base::secret::SecretBuf;
+use crate::gateway::antom::answer::{CancelReading, read_cancel};
+use crate::gateway::{Call, Exchange};
+use crate::model::access::{Allowed, ModifyPayments};
+use crate::model::operation_refusal::OperationRefusal;
+use crate::model::payment::{Source, Status, Verdict, next};
+use crate::model::payment_view::PaymentView;
+use crate::store::operations::allowance;
+use crate::store::payments as rows;
+use crate::store::payments::{CancelState, Change, NextLook, PaymentRow};
+
+use super::super::Vault;
+use super::super::error::OpError;
+
+/// How often a lost race is run again.
+const TURNS: usize = 8;
+
+impl Vault {
+    /// Cancels a payment, whole. Cancelling again tells what is known; while the outcome of a cancel is not
+    /// known, the vault goes on with it alone.
+    pub async fn cancel_payment(
+        self: &Arc<Self>,
+        allowed: &Allowed<ModifyPayments>,
+        id: &PaymentRequestId,
+    ) -> Result<PaymentView, OpError> {
+        let _running = self.running().begin();
+        let row = self.own_payment(allowed, id).await?;
+        let open = row.cancel.as_ref().is_some_and(|cancel| cancel.state == CancelState::Open);
+        if row.status == Status::Cancelled || open {
+            return self.view(&row).await;
+        }
+        let (account, now) = (&row.account, self.now());
+        let next_look = now.plus(self.policy.look_lease);
+        if !rows::open_cancel(&self.db, account, id, true, now, next_look).await? {
+            return self.why_no_cancel(&row).await;
+        }
+        let sent = self.send_cancel(&row).await.map_err(|error| OpError::OutcomeNotKnown(error.into()))?;
+        if sent.1 == CancelReading::Unclear || sent.1 == CancelReading::NotExist {
+            rows::look_by(&self.db, account, id, self.now()).await.map_err(not_recorded)?;
+        }
+        self.view(&sent.0).await.map_err(|error| OpError::OutcomeNotKnown(error.into()))
+    }
+
+    /// A payment with its cancel; none where it was never cancelled.
+    pub async fn read_cancel(
+        &self,
+        allowed: &Allowed<ModifyPayments>,
+        id: &PaymentRequestId,
+    ) -> Result<Option<PaymentView>, OpError> {
+        let row = self.own_payment(allowed, id).await?;
+        self.view(&row).await.map(Some)
+    }
+
+    /// A payment of the caller's own merchant.
+    pub(in crate::ops) async fn own_payment(
+        &self,
+        allowed: &Allowed<ModifyPayments>,
+        id: &PaymentRequestId,
+    ) -> Result<PaymentRow, OpError> {
+        let row = rows::find_payment(&self.db, allowed.account(), id).await?;
+        row.filter(|row| row.merchant == *allowed.merchant()).ok_or(OpError::NotFound(None))
+    }
+
+    async fn why_no_cancel(&self, row: &PaymentRow) -> Result<PaymentView, OpError> {
+        let now = self.find_again(row).await?;
+        let open = now.cancel.as_ref().is_some_and(|cancel| cancel.state == CancelState::Open);
+        if now.status == Status::Cancelled || open {
+            // Somebody else was faster.
+            return self.view(&now).await;
+        }
+        let sums = allowance(&self.db, &row.account, &row.payment_request_id).await?;
+        Err(OpError::OperationRefused(match sums {
+            _ if now.status == Status::Failed => OperationRefusal::NotAuthorized,
+            Some(sums) if sums.open_operations > 0 => OperationRefusal::OperationOpen,
+            _ => OperationRefusal::Refunded,
+        }))
+    }
+
+    /// Sends an open cancel, once, and records what came of it.
+    pub(super) async fn send_cancel(&self, row: &PaymentRow) -> Result<(PaymentRow, CancelReading), OpError> {
+        let gateway = self.gateway(&row.account)?;
+        let id = &row.payment_request_id;
+        let body = json::ObjectWriter::default().string("paymentRequestId", id.as_str()).finish();
+        let answer = match gateway.call(Call::Cancel, SecretBuf::from_vec(body.into_bytes())).await {
+            Exchange::Answered(answer) => answer,
+            Exchange::NotSent(reason) | Exchange::NoAnswer(reason) => {
+                tracing::warn!(payment = %id, reason, "a cancel brought no answer");
+                return Ok((self.find_again(row).await?, CancelReading::Unclear));
+            }
+        };
+        let reading = read_cancel(&answer.verified(), id, row.payment_id.as_deref());
+        match reading {
+            CancelReading::Done => self.note_cancelled(row).await?,
+            CancelReading::Refused => {
+                let code = result_code(answer.verified().text());
+                tracing::warn!(payment = %id, code, "the gateway refuses a cancel");
+                rows::close_cancel(&self.db, &row.account, id, Some(&code)).await?;
+            }
+            CancelReading::NotExist | CancelReading::Unclear => {}
+        }
+        Ok((self.find_again(row).await?, reading))
+    }
+
+    async fn note_cancelled(&self, row: &PaymentRow) -> Result<(), OpError> {
+        for _ in 0..TURNS {
+            let now = self.find_again(row).await?;
+            let Some(to) = next(now.status, Verdict::Cancelled, Source::Cancel) else { return Ok(()) };
+            let change = Change {
+                from: now.status,
+                to,
+                payment_id: None,
+                result_code: None,
+                result_status: None,
+                settled_by: Some(Source::Cancel.name()),
+                answer: None,
+                decline: None,
+                token_card_id: None,
+                auth_expires_at: None,
+                auth_review: None,
+                next_look: NextLook::At(None),
+                now: self.next_moment(&now),
+            };
+            if self.change(&now, &change, None).await? {
+                tracing::info!(payment = %now.payment_request_id, from = now.status.name(), "payment cancelled");
+                return Ok(());
+            }
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
+    }
+}
+
+fn not_recorded(error: crate::store::backend::StoreError) -> OpError {
+    OpError::OutcomeNotKnown(error.into())
+}
+
+/// `result.resultCode`, as far as it is a code.
+fn result_code(text: &str) -> String {
+    let code = || {
+        let result = Object::parse(Object::parse(text)?.get("result")?)?;
+        json::string(result.get("resultCode")?).map(|code| code.into_owned())
+    };
+    let plain =
+        |code: &String| code.len() <= 64 && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    code().filter(plain).unwrap_or_default()
+}
