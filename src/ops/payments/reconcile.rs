@@ -136,10 +136,12 @@ impl Vault {
         verdict: Option<Verdict>,
     ) -> Result<Option<Waits>, OpError> {
         let unknown_there = verdict == Some(Verdict::NotExist);
-        if unknown_there && row.cancel.is_none() && !row.had_sensitive && self.may_repeat(&row) {
-            if let Some(settled) = self.repeat_from_copy(&row).await? {
-                return Ok((settled.status == Status::Unknown).then_some(Waits::Outcome));
-            }
+        let repeatable = row.cancel.is_none() && !row.had_sensitive && self.may_repeat(&row);
+        if unknown_there
+            && repeatable
+            && let Some(settled) = self.repeat_from_copy(&row).await?
+        {
+            return Ok((settled.status == Status::Unknown).then_some(Waits::Outcome));
         }
         let (now, id) = (self.now(), &row.payment_request_id);
         if !self.is_cancelling(&row) {
