@@ -263,55 +263,125 @@ impl Brand {
     }
 }
 
-/// Finds runs of 12 to 19 digits (single spaces or hyphens inside allowed) that are a Luhn-valid number
-/// of a known brand, and gives their byte ranges. Used to keep card numbers out of fields that are not
-/// for them, and to scrub what the gateway sends.
+/// Finds Luhn-valid numbers of a known brand, and gives their byte ranges. Used to keep card numbers out
+/// of fields that are not for them, and to scrub what the gateway sends.
+///
+/// A number may stand in one piece, in the groups in which cards print it with whatever marks between
+/// them, or in any groups with single spaces or hyphens. What stands before or behind it (an expiry, a
+/// CVV, a date) does not hide it. A piece longer than 19 digits, or one that only contains a valid
+/// number, is an id of something else: Antom's own ids are 30 digits and more, and one in ten numbers
+/// passes the Luhn check. For the same reason a telephone number with its `+` is none.
 pub fn find_pans(text: &str) -> Vec<std::ops::Range<usize>> {
-    let bytes = text.as_bytes();
+    let groups = digit_groups(text);
     let mut found = Vec::new();
-    let mut start = 0;
-    while start < bytes.len() {
-        if !bytes[start].is_ascii_digit() {
-            start += 1;
-            continue;
+    let mut at = 0;
+    while let Some((first, rest)) = groups.get(at..).and_then(<[Group]>::split_first) {
+        let taken = groups_of_pan(text, first, rest);
+        if let Some(last) = taken.checked_sub(1).and_then(|more| groups.get(at + more)) {
+            let range = first.range.start..last.range.end;
+            if !is_telephone(text, &range) {
+                found.push(range);
+            }
         }
-        let (run, end) = digit_run(bytes, start);
-        if let Some(range) = pan_in_run(&run) {
-            found.push(range);
-        }
-        start = end;
+        at += taken.max(1);
     }
     found
 }
 
-/// The positions of the digits of the run that begins at `start`, and where it ends. A single space or
-/// hyphen between two digits does not end it.
-fn digit_run(bytes: &[u8], start: usize) -> (Vec<(usize, u8)>, usize) {
-    let mut run = Vec::new();
-    let mut at = start;
-    while let Some(byte) = bytes.get(at) {
-        match byte {
-            b'0'..=b'9' => run.push((at, *byte)),
-            b' ' | b'-' if bytes.get(at + 1).is_some_and(u8::is_ascii_digit) => {}
-            _ => break,
-        }
-        at += 1;
-    }
-    (run, at)
+/// Digits without a gap, and what parts them from the group before.
+struct Group {
+    range: std::ops::Range<usize>,
+    gap: Gap,
 }
 
-/// A whole run that is a card number. A run longer than 19 digits, or one that only contains a valid
-/// number, is an id of something else: Antom's own ids are 30 digits and more, and one in ten numbers
-/// passes the Luhn check.
-fn pan_in_run(run: &[(usize, u8)]) -> Option<std::ops::Range<usize>> {
-    let digits: Vec<u8> = run.iter().map(|(_, digit)| *digit).collect();
-    let brand = Brand::of(&digits);
-    let good = (MIN_DIGITS..=MAX_DIGITS).contains(&digits.len())
+/// What stands between two groups of digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Gap {
+    /// One space or hyphen, as people write a number.
+    Usual,
+    /// At most three characters, none of them a letter or digit.
+    Marks,
+    /// Anything else.
+    Apart,
+}
+
+/// Groups in which numbers are printed, tried in this order.
+const PRINTED: &[&[usize]] =
+    &[&[4, 4, 4, 4, 3], &[4, 4, 4, 4], &[4, 6, 5], &[4, 6, 4], &[4, 4, 5], &[8, 8], &[6, 13]];
+
+fn digit_groups(text: &str) -> Vec<Group> {
+    let bytes = text.as_bytes();
+    let mut groups: Vec<Group> = Vec::new();
+    let mut at = 0;
+    while let Some(more) = bytes.iter().skip(at).position(u8::is_ascii_digit) {
+        let start = at + more;
+        let end = start + bytes.iter().skip(start).take_while(|byte| byte.is_ascii_digit()).count();
+        let gap = match groups.last() {
+            Some(_) => gap_of(text.get(at..start).unwrap_or_default()),
+            None => Gap::Apart,
+        };
+        groups.push(Group { range: start..end, gap });
+        at = end;
+    }
+    groups
+}
+
+fn gap_of(between: &str) -> Gap {
+    match between {
+        " " | "-" => Gap::Usual,
+        _ if between.chars().any(char::is_alphanumeric) || between.chars().count() > 3 => Gap::Apart,
+        _ => Gap::Marks,
+    }
+}
+
+/// How many groups from `first` on are a card number; 0 where none begins here.
+fn groups_of_pan(text: &str, first: &Group, rest: &[Group]) -> usize {
+    let is_pan = |more: &[Group]| {
+        let all = std::iter::once(first).chain(more).filter_map(|group| text.get(group.range.clone()));
+        is_branded(all.collect::<String>().as_bytes())
+    };
+    // Only from a run's first group: a long run is read once.
+    if first.gap != Gap::Usual {
+        let run = rest.iter().take_while(|group| group.gap == Gap::Usual).count();
+        let run = rest.get(..run).unwrap_or_default();
+        if (run.is_empty() || is_card_like(first, run)) && is_pan(run) {
+            return run.len() + 1;
+        }
+    }
+    for printed in PRINTED {
+        let more = rest.get(..printed.len() - 1).unwrap_or_default();
+        let lengths = std::iter::once(first).chain(more).map(|group| group.range.len());
+        let together = more.iter().all(|group| group.gap <= Gap::Marks);
+        if together && lengths.eq(printed.iter().copied()) && is_pan(more) {
+            return printed.len();
+        }
+    }
+    usize::from(is_pan(&[]))
+}
+
+/// Whether a run of groups may be a card number for its looks. Short ones are telephone numbers and
+/// dates, unless they stand in fours.
+fn is_card_like(first: &Group, run: &[Group]) -> bool {
+    let digits: usize = first.range.len() + run.iter().map(|group| group.range.len()).sum::<usize>();
+    let fours = std::iter::once(first).chain(run).all(|group| group.range.len() == 4);
+    digits >= 14 || fours
+}
+
+/// Digits in one piece that are a valid number of a known brand.
+fn is_branded(digits: &[u8]) -> bool {
+    let brand = Brand::of(digits);
+    (MIN_DIGITS..=MAX_DIGITS).contains(&digits.len())
         && brand != Brand::Unknown
         && brand.allows_length(digits.len())
-        && luhn(&digits);
-    let (first, last) = (run.first()?.0, run.last()?.0);
-    good.then_some(first..last + 1)
+        && luhn(digits)
+}
+
+/// A number in E.164's spelling: a `+` that nothing stands right before, and no more digits than
+/// countries use. (A form's `+` is a space, but stands behind a word.)
+fn is_telephone(text: &str, range: &std::ops::Range<usize>) -> bool {
+    let digits = text.get(range.clone()).unwrap_or_default().bytes().filter(u8::is_ascii_digit).count();
+    let before = text.get(..range.start).unwrap_or_default().strip_suffix('+');
+    digits <= 14 && before.is_some_and(|before| !before.ends_with(char::is_alphanumeric))
 }
 
 /// When a card ends: two-digit month and year as printed on it.
@@ -473,6 +543,41 @@ mod tests {
         assert_eq!(found.iter().map(|r| &text[r.clone()]).collect::<Vec<_>>(), ["4111 1111-1111 1111"]);
         assert!(find_pans("1772366400123 2026-03-01T12:00:00 é4é").is_empty());
         assert_eq!(find_pans("x4111111111111111x").len(), 1);
+    }
+
+    #[test]
+    fn what_stands_beside_a_card_number_does_not_hide_it() {
+        for (text, expected) in [
+            ("4111111111111111 12/29", "4111111111111111"),
+            ("4111 1111 1111 1111 12/29 123", "4111 1111 1111 1111"),
+            ("2026-11-24 4111111111111111", "4111111111111111"),
+            ("12 4111-1111-1111-1111", "4111-1111-1111-1111"),
+            ("378282246310005 1234", "378282246310005"),
+            ("3782 822463 10005 0129", "3782 822463 10005"),
+            ("4111.1111.1111.1111", "4111.1111.1111.1111"),
+            ("4111  1111  1111  1111", "4111  1111  1111  1111"),
+            ("4111\u{a0}1111\u{a0}1111\u{a0}1111", "4111\u{a0}1111\u{a0}1111\u{a0}1111"),
+            ("4111/1111/1111/1111", "4111/1111/1111/1111"),
+            ("4111 - 1111 - 1111 - 1111", "4111 - 1111 - 1111 - 1111"),
+            ("41 11 11 11 11 11 11 11", "41 11 11 11 11 11 11 11"),
+            ("card+4111111111111111", "4111111111111111"),
+            ("6304 0000 0000", "6304 0000 0000"),
+        ] {
+            let found = find_pans(text);
+            assert_eq!(found.iter().map(|r| &text[r.clone()]).collect::<Vec<_>>(), [expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn telephone_numbers_dates_and_sums_are_no_card_numbers() {
+        // Each of these with a card's digits and a right check digit, were it written in one piece.
+        for text in ["+639171234565", "+63 917 123 4565", "63 917 123 4565", "tel. (+639171234565)"] {
+            assert!(is_branded(b"639171234565"));
+            assert!(find_pans(text).is_empty(), "{text}");
+        }
+        for text in ["5.019717010103742", "5,019,717,010,103,742", "50197-17010-10"] {
+            assert!(find_pans(text).is_empty(), "{text}");
+        }
     }
 
     #[test]

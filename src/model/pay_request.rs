@@ -263,9 +263,9 @@ fn pointer_to(prefix: &str, name: &str) -> Cow<'static, str> {
     }
 }
 
-/// Whether the number stands in a text, spaces and hyphens between its digits or not.
+/// Whether the number stands in a text, whatever stands between its digits.
 fn has_pan(text: &str, pan: &Pan) -> bool {
-    let digits: String = text.chars().filter(|c| !matches!(c, ' ' | '-')).collect();
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
     SecretText::new(digits).expose().contains(pan.expose())
 }
 
@@ -678,6 +678,12 @@ mod tests {
                 "card_data_outside_card",
             ),
             (
+                "Cappuccino #grande",
+                "4111111111111111 12/29",
+                "/order/orderDescription",
+                "card_data_outside_card",
+            ),
+            (
                 "\"productCode\"",
                 "\"metadata\": \"{\\\"n\\\":4111111111111111}\", \"productCode\"",
                 "/metadata",
@@ -723,6 +729,7 @@ mod tests {
         };
         assert_eq!(found("FedEx", "FedEx"), None);
         assert_eq!(found("FedEx", "x 4117 3478-0615 6383 x").as_deref(), Some("/order"));
+        assert_eq!(found("FedEx", "4117.3478.0615.6383 12/29").as_deref(), Some("/order"));
         assert_eq!(found("\"colorDepth\": 48", "\"colorDepth\": 4117347806156383").as_deref(), Some("/env"));
         assert_eq!(found("\"goodsQuantity\"", "\"4117347806156383\"").as_deref(), Some("/order"));
         assert_eq!(
