@@ -2,12 +2,13 @@
 //! clean run passes. Each test plants numbers of its own, because the log and the PostgreSQL cluster
 //! are shared with the other tests of the process.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use cardvault::base::entropy;
-use data_encoding::{BASE64, HEXLOWER, HEXUPPER};
+use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER, HEXUPPER};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 
 use crate::support::leak::{self, LeakGuard, find, find_in_dir};
@@ -61,6 +62,86 @@ fn a_number_is_found_in_every_encoding() {
         }
     }
     assert_found(AMEX, "3782 822463 10005", "American Express's grouping");
+}
+
+/// A text in every general encoding, made otherwise than the search makes it.
+fn encoded(text: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let bytes = text.as_bytes();
+    let each = |form: &dyn Fn(&u8) -> String| bytes.iter().map(form).collect::<String>().into_bytes();
+    let mut all = vec![
+        ("UTF-16LE", text.encode_utf16().flat_map(u16::to_le_bytes).collect()),
+        ("UTF-16BE", text.encode_utf16().flat_map(u16::to_be_bytes).collect()),
+        ("hexadecimal", HEXLOWER.encode(bytes).into_bytes()),
+        ("hexadecimal", HEXUPPER.encode(bytes).into_bytes()),
+        ("URL-encoded", each(&|it| format!("%{it:02X}"))),
+        ("URL-encoded", each(&|it| format!("%{it:02x}"))),
+        ("escaped", each(&|it| format!("\\x{it:02x}"))),
+        ("escaped", each(&|it| format!("\\u{it:04x}"))),
+        ("list of bytes", format!("{bytes:?}").into_bytes()),
+        ("list of bytes", serde_json::to_vec(bytes).unwrap()),
+        ("list of bytes", format!("{bytes:?}").replace(',', "").into_bytes()),
+        ("list of bytes, hexadecimal", format!("{bytes:x?}").into_bytes()),
+        ("list of bytes, 0x", each(&|it| format!("{it:#04x}, "))),
+        ("list of bytes, one a line", format!("{bytes:#?}").into_bytes()),
+        ("list of bytes, one a line", format!("{:#?}", Some([Some(bytes)])).into_bytes()),
+        ("list of bytes, one a line", serde_json::to_vec(&format!("{bytes:#?}")).unwrap()),
+    ];
+    for around in ["", "a", "ab", "abc", "abcd", "\u{ff}?\u{3ff}"] {
+        let text = format!("{around}{text}{around}");
+        all.push(("base64", BASE64.encode(text.as_bytes()).into_bytes()));
+        all.push(("base64", BASE64URL_NOPAD.encode(text.as_bytes()).into_bytes()));
+    }
+    all
+}
+
+/// A number's own encodings.
+fn written(pan: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let groups = |between: &str| {
+        let parts: Vec<_> = pan.as_bytes().chunks(4).map(|it| std::str::from_utf8(it).unwrap()).collect();
+        parts.join(between).into_bytes()
+    };
+    let packed =
+        HEXLOWER.decode(format!("{pan}{}", if pan.len().is_multiple_of(2) { "" } else { "f" }).as_bytes());
+    vec![
+        ("text", format!("x{pan}x").into_bytes()),
+        ("spaced", groups(" ")),
+        ("hyphenated", groups("-")),
+        ("spaced, form-encoded", groups("+")),
+        ("spaced, URL-encoded", groups("%20")),
+        ("BCD", packed.unwrap()),
+        ("one digit a byte", pan.bytes().map(|it| it - b'0').collect()),
+    ]
+}
+
+/// What the search claims and what is planted is one list, so that no encoding is only claimed.
+#[test]
+fn every_encoding_that_is_claimed_is_planted_and_found() {
+    let assert_all = |secret: &str, planted: Vec<(&'static str, Vec<u8>)>| {
+        for (encoding, bytes) in &planted {
+            let haystack = [&b"\"before: "[..], bytes, b"; after\""].concat();
+            let found = find(&[secret], &haystack);
+            assert!(
+                found.iter().any(|it| it.contains(&format!("secret 0 as {encoding} at"))),
+                "{secret} as {encoding}, planted as {:?}: {found:?}",
+                String::from_utf8_lossy(bytes)
+            );
+        }
+        let names: BTreeSet<_> = planted.iter().map(|(encoding, _)| *encoding).collect();
+        assert_eq!(names, leak::encodings(secret), "{secret}");
+    };
+    for pan in [PAN, AMEX, "5555555555554444", "6212345678901232", "4222222222222"] {
+        assert_all(pan, [written(pan), encoded(pan)].concat());
+    }
+    for cvv in ["850", "8507"] {
+        for form in [format!("\"cvv\":\"{cvv}\""), format!("\"cvv\": \"{cvv}\""), format!("cvv={cvv}")] {
+            let text = vec![("text", form.clone().into_bytes())];
+            assert_all(cvv, [text, encoded(&form)].concat());
+        }
+    }
+    for other in ["kJ8#/+secret", "SBXTOKENECHOED", "ZWNob2VkIGNhdnYgdmFsdWU="] {
+        let text = vec![("text", format!("x{other}x").into_bytes())];
+        assert_all(other, [text, encoded(other)].concat());
+    }
 }
 
 #[test]

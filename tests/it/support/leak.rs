@@ -1,11 +1,11 @@
 //! The leak guard: everything that this process logs, at the finest level, goes into one buffer, and
 //! the buffer, the databases' files and anything else can be searched for card data in the encodings
 //! in which it might slip out. Numbers are found as text, spaced, as UTF-16, hexadecimal, base64, BCD,
-//! URL-encoded, and as the lists of bytes that a careless `{:?}` prints. A CVV of three digits would be
+//! URL-encoded, escaped, and as the lists of bytes that a careless `{:?}` prints. A CVV of three digits would be
 //! found everywhere, so it counts only as a whole JSON string, or where a name of it stands in front.
 //! What is compressed or encrypted is not seen: with PostgreSQL, values over 2 kB.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
@@ -137,6 +137,11 @@ pub fn find(secrets: &[&str], haystack: &[u8]) -> Vec<String> {
     Needles::new(secrets).find(haystack)
 }
 
+/// The names of all encodings in which a secret is searched.
+pub fn encodings(secret: &str) -> BTreeSet<&'static str> {
+    Needles::new(&[secret]).by_start.values().flatten().map(|needle| needle.encoding).collect()
+}
+
 /// One spelling of one secret.
 struct Needle {
     secret: usize,
@@ -237,8 +242,29 @@ impl Needles {
         self.add(secret, "URL-encoded", each(|byte| format!("%{byte:02x}")).concat(), any());
         self.add(secret, "escaped", each(|byte| format!("\\x{byte:02x}")).concat(), any());
         self.add(secret, "escaped", each(|byte| format!("\\u{byte:04x}")).concat(), any());
-        self.add(secret, "list of bytes", each(|byte| byte.to_string()).join(", "), any());
-        self.add(secret, "list of bytes", each(|byte| byte.to_string()).join(","), any());
+        for between in [", ", ",", " "] {
+            self.add(secret, "list of bytes", each(|byte| byte.to_string()).join(between), any());
+            self.add(
+                secret,
+                "list of bytes, hexadecimal",
+                each(|byte| format!("{byte:x}")).join(between),
+                any(),
+            );
+            let zeros = each(|byte| format!("0x{byte:02x}")).join(between);
+            self.add(secret, "list of bytes, 0x", zeros, any());
+        }
+        // `{:#?}`, as it stands and inside a JSON string, at the depths that happen.
+        for end in [",\n", ",\\n"] {
+            for depth in 1..=6 {
+                let between = format!("{end}{}", "    ".repeat(depth));
+                self.add(
+                    secret,
+                    "list of bytes, one a line",
+                    each(|byte| byte.to_string()).join(&between),
+                    any(),
+                );
+            }
+        }
         for shift in 0..3 {
             for alphabet in [&BASE64, &BASE64URL] {
                 // The characters that come from the secret alone, whatever stands around it.
