@@ -196,7 +196,8 @@ fn named_value(text: &str, name: &Place) -> Option<(Place, String)> {
         return if good { removed(value) } else { None };
     }
     match names::kind(word) {
-        Kind::Secret | Kind::Token if given => {
+        // In an address, `cid` is a session of somebody's more often than a CVV.
+        Kind::Secret | Kind::Token if given && !word.eq_ignore_ascii_case("cid") => {
             let is_part = |c: char| c.is_ascii_alphanumeric() || "+/=_-.".contains(c);
             let value = start..end_of(text, start, is_part);
             let shown = text.get(value.clone())?;

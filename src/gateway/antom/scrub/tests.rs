@@ -390,6 +390,7 @@ fn a_table_of_what_is_not_touched() {
         ("ip", "112.80.248.78", "="),
         ("exchangeRate", "5.019717010103742", "="),
         ("normalUrl", "https://a.example/pages/4111111111111111?x=850", "="),
+        ("normalUrl", "https://a.example/pages?cid=GA1.2.1234567890&token=AbC123dEf456", "="),
         ("resultMessage", "success.", "="),
         ("authorizationCode", "850850", "="),
         ("eci", "05", "="),
