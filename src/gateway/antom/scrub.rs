@@ -146,9 +146,7 @@ impl Cleaner<'_> {
         }
         if let Some(token) = self.token.filter(|token| text.contains(token)) {
             let replaced = text.replace(token, self.instead);
-            return Some(
-                self.text(&replaced, kind, layers.checked_sub(1).unwrap_or_default()).unwrap_or(replaced),
-            );
+            return Some(self.text(&replaced, kind, layers.saturating_sub(1)).unwrap_or(replaced));
         }
         // Some members carry JSON as text: names count there too.
         if text.trim_start().starts_with(['{', '[']) {
