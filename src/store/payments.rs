@@ -380,8 +380,8 @@ pub async fn change_payment(
          auth_expires_at = COALESCE($14, auth_expires_at), auth_review = COALESCE($15, auth_review), \
          next_look = CASE WHEN $16 = 1 THEN $17 ELSE next_look END, \
          looks = CASE WHEN $3 <> $4 THEN 0 ELSE looks END, \
-         cancel_state = CASE WHEN $4 = 'CANCELLED' THEN 'DONE' WHEN $4 = 'FAILED' THEN NULL \
-             ELSE cancel_state END, \
+         cancel_state = CASE WHEN $4 = 'CANCELLED' AND cancel_state IS NOT NULL THEN 'DONE' \
+             WHEN $4 = 'FAILED' THEN NULL ELSE cancel_state END, \
          version = version + 1, updated_at = $11 \
          WHERE account = $1 AND payment_request_id = $2 AND status = $3";
     let (moves, look) = match change.next_look {

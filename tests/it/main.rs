@@ -13,6 +13,7 @@ mod events;
 mod isolation;
 mod main_job;
 mod no_double_charge;
+mod operations;
 mod outage;
 mod payments;
 mod scrubbing;
