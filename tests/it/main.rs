@@ -10,6 +10,7 @@ mod certificates;
 mod command_line;
 mod cvv;
 mod events;
+mod features;
 mod isolation;
 mod main_job;
 mod no_double_charge;
