@@ -20,3 +20,4 @@ mod payments;
 mod scrubbing;
 mod sealing;
 mod support_self_test;
+mod sweeps;
