@@ -31,7 +31,160 @@ pub async fn run(walk: &Walk<'_>) -> anyhow::Result<()> {
     let sample: Value = serde_json::from_str(SAMPLE)?;
     let card_id = tokenise(&merchant, &sample).await?;
     let id = pay(&merchant, walk, &sample, &card_id).await?;
-    outcome(&merchant, walk, &id).await
+    outcome(&merchant, walk, &id).await?;
+    let subscriptions = Merchant::new(walk, "subscriptions")?;
+    let backoffice = Merchant::new(walk, "backoffice")?;
+    let agreement_id = store(&merchant, walk, &sample, &card_id).await?;
+    charge(&subscriptions, walk, &sample, &card_id, &agreement_id).await?;
+    capture(&backoffice, walk).await?;
+    refund(&backoffice, walk).await?;
+    feed(&backoffice).await
+}
+
+/// The sample's request by reference, under another id and for another sum.
+fn by_reference(sample: &Value, card_id: &str, id: &str, value: &str) -> Value {
+    let mut request = sample.clone();
+    request["paymentRequestId"] = json!(id);
+    request["paymentAmount"]["value"] = json!(value);
+    let method = &mut request["paymentMethod"];
+    method["paymentMethodId"] = json!(card_id);
+    if let Some(metadata) = method["paymentMethodMetaData"].as_object_mut() {
+        for name in
+            ["cardNo", "cvv", "expiryMonth", "expiryYear", "cardholderName", "billingAddress", "isCardOnFile"]
+        {
+            metadata.remove(name);
+        }
+    }
+    request
+}
+
+async fn store(
+    merchant: &Merchant,
+    walk: &Walk<'_>,
+    sample: &Value,
+    card_id: &str,
+) -> anyhow::Result<String> {
+    title(4, "The buyer lets his card be kept for a subscription, and pays the first month");
+    let mut request = by_reference(sample, card_id, "WALK_STORE", "2500");
+    request["storedCredential"] = json!({
+        "initiator": "CUSTOMER",
+        "agreement": {
+            "type": "SCHEDULED",
+            "consent": { "acceptedAt": "2026-01-01T12:00:00Z", "textVersion": "terms-7" },
+            "maxAmount": { "currency": "EUR", "value": "3000" },
+            "interval": "P1M"
+        }
+    });
+    let answer = paid(merchant, walk, &request, "storedCredential").await?;
+    let agreement_id = answer["agreementId"].as_str().context("the answer has no agreementId")?;
+    let path = format!("/v1/agreements/{agreement_id}");
+    let (status, agreement) = merchant.call("GET", &path, None).await?;
+    arrow(
+        "merchant <- vault",
+        &format!("{status}  GET {path}"),
+        &members(&agreement, &["agreementId", "type", "state", "maxAmount", "networkTransactionId"]),
+    );
+    ensure!(agreement["state"] == "ACTIVE", "the agreement is not in force");
+    Ok(agreement_id.to_owned())
+}
+
+async fn charge(
+    merchant: &Merchant,
+    walk: &Walk<'_>,
+    sample: &Value,
+    card_id: &str,
+    agreement_id: &str,
+) -> anyhow::Result<()> {
+    title(5, "The subscription service charges the next month; the buyer is not there");
+    let mut request = by_reference(sample, card_id, "WALK_CHARGE", "2500");
+    request["storedCredential"] = json!({ "initiator": "MERCHANT", "agreementId": agreement_id });
+    request["paymentFactor"] = json!({ "isAuthorization": true, "captureMode": "MANUAL" });
+    if let Some(env) = request["env"].as_object_mut() {
+        env.remove("browserInfo");
+    }
+    if let Some(method) = request["paymentMethod"].as_object_mut() {
+        method.remove("paymentMethodMetaData");
+    }
+    paid(merchant, walk, &request, "storedCredential").await.map(|_| ())
+}
+
+/// Pays, shows both sides, and gives the answer.
+async fn paid(merchant: &Merchant, walk: &Walk<'_>, request: &Value, more: &str) -> anyhow::Result<Value> {
+    let before = walk.sandbox.map_or(0, |sandbox| sandbox.recent_calls().len());
+    let (status, answer) = merchant.call("POST", "/v1/payments", Some(request)).await?;
+    let mut shown = payment_part(request);
+    shown[more] = request[more].clone();
+    arrow("merchant -> vault", "POST /v1/payments", &shown);
+    if let Some(sandbox) = walk.sandbox {
+        show_gateway(sandbox, before)?;
+    }
+    let mut shown = brief(&answer);
+    shown["agreementId"] = answer["agreementId"].clone();
+    arrow("merchant <- vault", &status.to_string(), &shown);
+    ensure!(status == 200 && answer["status"] == "AUTHORIZED", "the payment was not authorised");
+    Ok(answer)
+}
+
+async fn capture(merchant: &Merchant, walk: &Walk<'_>) -> anyhow::Result<()> {
+    title(6, "The back office captures what it has shipped");
+    let body = json!({ "captureRequestId": "WALK_CAPTURE", "captureAmount": { "currency": "EUR", "value": "2000" } });
+    operate(merchant, walk, "captures", &body).await
+}
+
+async fn refund(merchant: &Merchant, walk: &Walk<'_>) -> anyhow::Result<()> {
+    title(7, "It gives a part back");
+    let body =
+        json!({ "refundRequestId": "WALK_REFUND", "refundAmount": { "currency": "EUR", "value": "500" } });
+    operate(merchant, walk, "refunds", &body).await?;
+    if let Some(sandbox) = walk.sandbox {
+        let net = sandbox.net_charged("WALK_CHARGE");
+        println!(
+            "   the gateway's ledger has {net} cents left of WALK_CHARGE: 2000 captured, 500 given back\n"
+        );
+        ensure!(net == 1500, "the gateway's ledger has another sum");
+    }
+    Ok(())
+}
+
+async fn operate(merchant: &Merchant, walk: &Walk<'_>, kind: &str, body: &Value) -> anyhow::Result<()> {
+    let before = walk.sandbox.map_or(0, |sandbox| sandbox.recent_calls().len());
+    let path = format!("/v1/payments/WALK_CHARGE/{kind}");
+    let (status, answer) = merchant.call("POST", &path, Some(body)).await?;
+    arrow("merchant -> vault", &format!("POST {path}"), body);
+    let api = if kind == "captures" { "/capture" } else { "/refund" };
+    let calls = walk.sandbox.map(Sandbox::recent_calls).unwrap_or_default();
+    let mut sent = calls.get(before..).unwrap_or_default().iter();
+    if let Some(call) = sent.find(|call| !call.notification && call.path.ends_with(api)) {
+        let request: Value = serde_json::from_str(&call.request).context("the gateway saw no JSON")?;
+        arrow("vault -> gateway", &format!("POST {}", call.path), &request);
+    }
+    let names = ["captureRequestId", "refundRequestId", "status", "captureId", "refundId", "result"];
+    arrow("merchant <- vault", &status.to_string(), &members(&answer, &names));
+    ensure!(status == 200 && answer["status"] == "SUCCEEDED", "the operation was not done");
+    Ok(())
+}
+
+async fn feed(merchant: &Merchant) -> anyhow::Result<()> {
+    title(8, "What happened, in order, for whoever follows the feed");
+    let (mut after, mut told) = ("0".to_owned(), Vec::new());
+    // The refund is the last that this walk has made; what the gateway notifies of comes in between.
+    while !told.iter().any(|line: &String| line.contains("WALK_REFUND")) {
+        let path = format!("/v1/events?after={after}&wait=10");
+        let (status, page) = merchant.call("GET", &path, None).await?;
+        let events = page["data"].as_array().filter(|events| status == 200 && !events.is_empty());
+        for event in events.context("the feed does not tell the refund")? {
+            let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+            told.push(format!(
+                "   {:>3}  {:<22} {}",
+                text(&event["cursor"]),
+                text(&event["type"]),
+                text(&event["object"]["id"])
+            ));
+        }
+        after = page["next"].as_str().context("the feed has no cursor")?.to_owned();
+    }
+    println!("{}\n", told.join("\n"));
+    Ok(())
 }
 
 async fn tokenise(merchant: &Merchant, sample: &Value) -> anyhow::Result<String> {
@@ -75,7 +228,8 @@ async fn pay(merchant: &Merchant, walk: &Walk<'_>, sample: &Value, card_id: &str
 
 fn show_gateway(sandbox: &Sandbox, before: usize) -> anyhow::Result<()> {
     let calls = sandbox.recent_calls();
-    let Some(call) = calls.get(before..).and_then(<[_]>::last) else {
+    let sent = calls.get(before..).unwrap_or_default();
+    let Some(call) = sent.iter().find(|call| !call.notification && call.path.ends_with("/pay")) else {
         println!(
             "   vault -> gateway    nothing: this paymentRequestId is known, and nothing is sent twice\n"
         );
@@ -131,6 +285,7 @@ pub fn print_curl(dir: &Path, address: SocketAddr) {
     );
     println!("{base} https://{address}/v1/cards\n");
     println!("{base} 'https://{address}/v1/payments/PAY_20221114141714891?refresh=true'\n");
+    println!("{base} 'https://{address}/v1/events?after=0&limit=5'\n");
 }
 
 /// One word of a shell's command line.
@@ -209,17 +364,20 @@ fn payment_part(request: &Value) -> Value {
 }
 
 fn brief(answer: &Value) -> Value {
-    let mut part = json!({});
-    for name in ["paymentRequestId", "status", "cardId", "paymentId", "result"] {
-        part[name] = answer[name].clone();
-    }
-    part
+    members(answer, &["paymentRequestId", "status", "cardId", "paymentId", "result"])
 }
 
 fn brief_gateway(answer: &Value) -> Value {
+    members(answer, &["paymentRequestId", "paymentId", "paymentResultInfo", "result"])
+}
+
+/// Those members that there are.
+fn members(answer: &Value, names: &[&str]) -> Value {
     let mut part = json!({});
-    for name in ["paymentRequestId", "paymentId", "paymentResultInfo", "result"] {
-        part[name] = answer[name].clone();
+    for name in names {
+        if let Some(value) = answer.get(name) {
+            part[*name] = value.clone();
+        }
     }
     part
 }

@@ -37,8 +37,7 @@ pub async fn json_body(request: Request<Body>) -> Result<SecretText, Problem> {
 /// As [`json_body`], where a request may have no body at all.
 pub async fn optional_json_body(request: Request<Body>) -> Result<Option<SecretText>, Problem> {
     use hyper::body::Body as _;
-    let none = request.body().is_end_stream() && !request.headers().contains_key(CONTENT_TYPE);
-    if none { Ok(None) } else { json_body(request).await.map(Some) }
+    if request.body().is_end_stream() { Ok(None) } else { json_body(request).await.map(Some) }
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {

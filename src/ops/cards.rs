@@ -216,21 +216,24 @@ impl Vault {
         details: &Details,
     ) -> Result<bool, OpError> {
         let old = self.open_details(merchant, row).await?.ok_or_else(held_by_gateway)?;
+        let before = old.json();
         let merged = details.over(old);
-        self.change_details(merchant, row, &merged, true).await
+        let news = before != merged.json();
+        self.change_details(merchant, row, &merged, true, news).await
     }
 
-    /// Writes a card's details, with the event where an agreement in force uses the card.
+    /// Writes a card's details, with the event where they are news and an agreement in force uses the card.
     async fn change_details(
         &self,
         merchant: &Merchant,
         row: &CardRow,
         details: &Details,
         typed: bool,
+        news: bool,
     ) -> Result<bool, OpError> {
         let (id, now) = (&row.card_id, self.now());
         let sealed = self.seal_details(merchant, id, details)?;
-        let agreed = has_active(&self.db, merchant, id).await?;
+        let agreed = news && has_active(&self.db, merchant, id).await?;
         let mut tx = self.db.begin_write().await?;
         if !rows::update_details(&mut tx, merchant, id, row.version, &sealed, typed, now).await? {
             tx.rollback().await?;
@@ -289,7 +292,10 @@ impl Vault {
             let row = self.live_card(merchant, id).await?;
             let patch = patch().map_err(OpError::Invalid)?;
             let old = self.open_details(merchant, &row).await?.ok_or_else(held_by_gateway)?;
-            if self.change_details(merchant, &row, &patch.apply(old), false).await? {
+            let before = old.json();
+            let details = patch.apply(old);
+            let news = before != details.json();
+            if self.change_details(merchant, &row, &details, false, news).await? {
                 let row = self.live_card(merchant, id).await?;
                 return self.masked(merchant, &row).await;
             }
