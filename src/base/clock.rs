@@ -24,6 +24,12 @@ impl Millis {
             .unwrap_or_else(|| "1970-01-01T00:00:00.000Z".to_owned())
     }
 
+    /// Reads an RFC 3339 time.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        i64::try_from(time.unix_timestamp_nanos().div_euclid(1_000_000)).ok().map(Self)
+    }
+
     /// This time moved by `by`; saturates at the ends of time.
     pub fn plus(self, by: std::time::Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)))
@@ -79,6 +85,8 @@ mod tests {
         assert_eq!(Millis(1_772_366_400_000).rfc3339(), "2026-03-01T12:00:00.000Z");
         assert_eq!(Millis(-1).rfc3339(), "1969-12-31T23:59:59.999Z");
         assert_eq!(Millis(i64::MAX).rfc3339(), "1970-01-01T00:00:00.000Z");
+        assert_eq!(Millis::parse_rfc3339("2026-03-01T13:00:00.123+01:00"), Some(Millis(1_772_366_400_123)));
+        assert_eq!(Millis::parse_rfc3339("2026-03-01"), None);
     }
 
     #[test]

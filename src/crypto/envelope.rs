@@ -125,6 +125,26 @@ pub fn reseal(
     Ok(seal_block(new, place, &block, &Fresh::make().map_err(SealError::from)?)?)
 }
 
+/// Whether a record of any field opens, and is padded as it must be. Nothing of it is kept.
+pub fn opens(dek: &DataKey, place: &Place<'_>, sealed: &Sealed) -> Result<(), OpenError> {
+    let block = open_block(dek, place, sealed)?;
+    let sound = match place.field {
+        Field::Pan => unpad_pan(&block).is_some(),
+        _ => unpad(&block).is_some(),
+    };
+    if sound { Ok(()) } else { Err(OpenError) }
+}
+
+/// How the header of a record names its data key: bytes 3 to 22 of a record, counted from 1.
+pub fn raw_key_id(id: &DekId) -> Option<[u8; RAW_ID]> {
+    raw_dek_id(id)
+}
+
+/// The data key that such bytes name.
+pub fn key_id_of_raw(raw: &[u8]) -> Option<DekId> {
+    dek_id_of(raw.try_into().ok()?)
+}
+
 pub(super) fn seal_fresh(
     dek: &DataKey,
     place: &Place<'_>,
@@ -161,6 +181,7 @@ fn seal_block(dek: &DataKey, place: &Place<'_>, block: &[u8], fresh: &Fresh) -> 
     header[2..].copy_from_slice(&raw_dek_id(dek.id()).ok_or(SealError::WrongPurpose)?);
     let (info, aad) = (place.info(dek.purpose()), place.aad(dek.id()));
     let binding = Binding { key, info: &info, aad: &aad };
+    dek.count_use();
     Ok(Sealed::from_bytes(binding.seal(&header, block, fresh)?))
 }
 

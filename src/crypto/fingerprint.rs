@@ -14,7 +14,9 @@ const PREFIX: &str = "fp_";
 /// they cannot find out that they share it.
 pub fn fingerprint(key: &DataKey, merchant: &Merchant, pan: &Pan) -> Result<[u8; 32], WrongPurpose> {
     let parts = [&b"fp/v1"[..], merchant.as_str().as_bytes(), pan.expose().as_bytes()];
-    Ok(hmac_of_parts(key.key_for(Purpose::Fingerprint)?, &parts))
+    let digest = hmac_of_parts(key.key_for(Purpose::Fingerprint)?, &parts);
+    key.count_use();
+    Ok(digest)
 }
 
 /// A fingerprint as text: `fp_` and 52 characters of Crockford base32.

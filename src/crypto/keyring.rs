@@ -4,6 +4,7 @@
 //! purpose (NIST SP 800-57 part 1 r5, section 5.2; PCI DSS 3.6.1.2, 3.7.4).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::base::entropy::{self, NoEntropy};
@@ -21,10 +22,13 @@ pub enum Purpose {
     RequestMac,
     /// Seals Antom's tokens of cards that only Antom holds (`gateway_token`).
     GatewayToken,
+    /// Does nothing: it is wrapped under a new KEK so that every replica can show that it opens what that
+    /// KEK wraps, before anything depends on it (`canary`). It has no row among the data keys.
+    Canary,
 }
 
 impl Purpose {
-    /// Every purpose.
+    /// Every purpose that a vault keeps a key for.
     pub const ALL: [Self; 4] = [Self::Card, Self::Fingerprint, Self::RequestMac, Self::GatewayToken];
 
     /// The purpose's name in the database and in key derivation.
@@ -34,6 +38,7 @@ impl Purpose {
             Self::Fingerprint => "fingerprint",
             Self::RequestMac => "request_mac",
             Self::GatewayToken => "gateway_token",
+            Self::Canary => "canary",
         }
     }
 
@@ -52,11 +57,14 @@ pub enum KeyState {
     DecryptOnly,
     /// Gone: its wrapped bytes are deleted, and what it sealed is noise (`destroyed`).
     Destroyed,
+    /// Announced as the one that will be active: a fingerprint key that is used beside the active one until
+    /// every card has a fingerprint under it (`next`).
+    Next,
 }
 
 impl KeyState {
-    /// Every state, in the order of a key's life.
-    pub const ALL: [Self; 3] = [Self::Active, Self::DecryptOnly, Self::Destroyed];
+    /// Every state.
+    pub const ALL: [Self; 4] = [Self::Active, Self::DecryptOnly, Self::Destroyed, Self::Next];
 
     /// The state's name in the database.
     pub const fn as_str(self) -> &'static str {
@@ -64,6 +72,7 @@ impl KeyState {
             Self::Active => "active",
             Self::DecryptOnly => "decrypt_only",
             Self::Destroyed => "destroyed",
+            Self::Next => "next",
         }
     }
 
@@ -84,11 +93,13 @@ pub struct DataKey {
     id: DekId,
     purpose: Purpose,
     key: Key256,
+    /// Records sealed and digests made since they were last asked for.
+    uses: AtomicU64,
 }
 
 impl DataKey {
     pub(super) fn new(id: DekId, purpose: Purpose, key: Key256) -> Self {
-        Self { id, purpose, key }
+        Self { id, purpose, key, uses: AtomicU64::new(0) }
     }
 
     /// The key's id, which every ciphertext names.
@@ -99,6 +110,26 @@ impl DataKey {
     /// What the key is for.
     pub fn purpose(&self) -> Purpose {
         self.purpose
+    }
+
+    /// Counts one record sealed, or one digest made.
+    pub(super) fn count_use(&self) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often it was used in this process since [`Self::take_uses`] was last called.
+    pub fn uses(&self) -> u64 {
+        self.uses.load(Ordering::Relaxed)
+    }
+
+    /// As [`Self::uses`], and begins to count anew.
+    pub fn take_uses(&self) -> u64 {
+        self.uses.swap(0, Ordering::Relaxed)
+    }
+
+    /// Gives back what was taken and could not be recorded.
+    pub fn give_back_uses(&self, uses: u64) {
+        self.uses.fetch_add(uses, Ordering::Relaxed);
     }
 
     /// The raw key; for wrapping it.
@@ -183,6 +214,20 @@ impl Keyring {
         self.write().insert(key, state);
     }
 
+    /// Gives a key that is loaded another state; `false` where it is not loaded.
+    pub fn set_state(&self, id: &DekId, state: KeyState) -> bool {
+        let mut keys = self.write();
+        let Some(purpose) = keys.by_id.get(id).map(|key| key.purpose) else { return false };
+        match state {
+            KeyState::Active => {
+                keys.active.insert(purpose, id.clone());
+            }
+            KeyState::DecryptOnly | KeyState::Next => keys.active.retain(|_, active| active != id),
+            KeyState::Destroyed => keys.forget(id),
+        }
+        true
+    }
+
     /// Forgets a key: nothing is sealed or opened with it here any more. Its bytes are wiped as soon as
     /// the last task that is just using it is done.
     pub fn forget(&self, id: &DekId) {
@@ -212,7 +257,7 @@ impl Keys {
         self.forget(&key.id);
         match state {
             KeyState::Destroyed => return,
-            KeyState::DecryptOnly => {}
+            KeyState::DecryptOnly | KeyState::Next => {}
             KeyState::Active => {
                 self.active.insert(key.purpose, key.id.clone());
             }
@@ -319,8 +364,23 @@ mod tests {
         ring.insert(DataKey::new(new_id.clone(), Purpose::Card, key256(|_| {})), KeyState::DecryptOnly);
         assert_eq!(ring.active(Purpose::Card).err(), Some(KeyringError::NoActiveKey(Purpose::Card)));
         assert_eq!(ring.ids(), std::slice::from_ref(&new_id));
+        assert!(ring.set_state(&new_id, KeyState::Active));
+        assert_eq!(ring.active(Purpose::Card).map(|key| key.id().clone()), Ok(new_id.clone()));
+        assert!(ring.set_state(&new_id, KeyState::DecryptOnly));
+        assert!(ring.active(Purpose::Card).is_err() && ring.by_id(&new_id).is_some());
         ring.forget(&new_id);
         assert!(ring.ids().is_empty());
+        assert!(!ring.set_state(&new_id, KeyState::Active), "a key that is not loaded");
+    }
+
+    #[test]
+    fn uses_are_counted_until_they_are_taken() {
+        let one = key(Purpose::Card);
+        one.count_use();
+        one.count_use();
+        assert_eq!((one.uses(), one.take_uses(), one.uses()), (2, 2, 0));
+        one.give_back_uses(2);
+        assert_eq!(one.uses(), 2);
     }
 
     #[test]

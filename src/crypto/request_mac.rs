@@ -13,7 +13,9 @@ use super::mac::hmac_of_parts;
 /// HMAC-SHA-256 of LP("request/v1", `canonical`). `canonical` is the request in a form in which equal
 /// requests are equal bytes; the caller makes it.
 pub fn request_mac(key: &DataKey, canonical: &[u8]) -> Result<[u8; 32], WrongPurpose> {
-    Ok(hmac_of_parts(key.key_for(Purpose::RequestMac)?, &[b"request/v1", canonical]))
+    let mac = hmac_of_parts(key.key_for(Purpose::RequestMac)?, &[b"request/v1", canonical]);
+    key.count_use();
+    Ok(mac)
 }
 
 /// Whether `mac` is the MAC of `canonical`, compared in constant time. A MAC of another length is not.

@@ -6,6 +6,7 @@ pub mod agreement_view;
 pub mod card;
 pub mod decline;
 pub mod event;
+pub mod key_life;
 pub mod look;
 pub mod operation;
 pub mod operation_refusal;
