@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use rustls::RootCertStore;
@@ -58,8 +59,8 @@ pub struct Client {
     http: reqwest::Client,
     base_url: String,
     client_id: String,
-    signing: SigningKey,
-    verifier: Verifier,
+    signing: ArcSwap<SigningKey>,
+    verifier: ArcSwap<Verifier>,
     clock: SharedClock,
 }
 
@@ -91,13 +92,22 @@ impl Client {
             .tcp_nodelay(true)
             .build()
             .map_err(|_| ClientError::Setup)?;
+        let (signing, verifier) = (ArcSwap::from_pointee(signing), ArcSwap::from_pointee(verifier));
         Ok(Self { http, base_url, client_id: options.client_id, signing, verifier, clock })
+    }
+
+    /// Signs with another key and accepts other keys from now on. A call that is under way keeps the
+    /// signature that it has; its answer may be signed with any key that is accepted when it comes.
+    pub fn set_keys(&self, signing: SigningKey, verifier: Verifier) {
+        // First what is accepted: an answer may come under a new key as soon as we sign with ours.
+        self.verifier.store(Arc::new(verifier));
+        self.signing.store(Arc::new(signing));
     }
 
     async fn exchange(&self, call: Call, body: SecretBuf) -> Exchange {
         let path = wire::path_for(&self.client_id, path_of(call));
         let time = self.clock.now().0.to_string();
-        let Ok(signature) = self.signing.sign(&path, &self.client_id, &time, body.expose()) else {
+        let Ok(signature) = self.signing.load().sign(&path, &self.client_id, &time, body.expose()) else {
             return Exchange::NotSent("the request could not be signed");
         };
         let Some(headers) = headers(&self.client_id, &time, &signature) else {
@@ -134,7 +144,7 @@ impl Client {
             time: one(headers, wire::RESPONSE_TIME),
             signature: one(headers, wire::SIGNATURE),
         };
-        match self.verifier.verify(path, &headers, body) {
+        match self.verifier.load().verify(path, &headers, body) {
             Ok(verified) => Exchange::Answered(verified.into()),
             Err(reason) => {
                 tracing::warn!(%reason, "an answer of the gateway does not verify");

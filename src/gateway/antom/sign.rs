@@ -2,7 +2,7 @@
 //! (reference, section 3). `ring` signs: the `rsa` crate's private-key operations have an unmended
 //! timing flaw (RUSTSEC-2023-0071).
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
@@ -42,6 +42,11 @@ impl SigningKey {
         Ok(Self { pair, version })
     }
 
+    /// SHA-256, in hex, of the public half (PKCS#1 DER), by which two listings of a key can be compared.
+    pub fn public_sha256(&self) -> String {
+        fingerprint_of(self.pair.public().as_ref())
+    }
+
     /// The value of the `Signature` header for one request.
     pub fn sign(&self, path: &str, client_id: &str, time: &str, body: &[u8]) -> Result<String, SigningError> {
         let text = Zeroizing::new(string_to_sign(path, client_id, time, body));
@@ -57,6 +62,11 @@ impl SigningKey {
 
 /// Form encoding of base64: only `+`, `/` and `=` are not letters or digits there.
 const FORM: &AsciiSet = NON_ALPHANUMERIC;
+
+/// SHA-256 of a public key's PKCS#1 DER, in hex.
+pub(super) fn fingerprint_of(pkcs1_der: &[u8]) -> String {
+    HEXLOWER.encode(ring::digest::digest(&ring::digest::SHA256, pkcs1_der).as_ref())
+}
 
 /// `POST <path>\n<client-id>.<time>.<body>`: what is signed, and what an answer is verified over.
 pub(super) fn string_to_sign(path: &str, client_id: &str, time: &str, body: &[u8]) -> Vec<u8> {

@@ -9,7 +9,7 @@ use ring::signature::{RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 
 use crate::base::secret::SecretText;
 
-use super::sign::{der_of, string_to_sign};
+use super::sign::{der_of, fingerprint_of, string_to_sign};
 
 /// A body whose signature is right for our client id, path and the time it names.
 pub struct Verified<'a>(&'a str);
@@ -93,6 +93,12 @@ impl Verifier {
         let key = rsa_key_of_spki(&spki).ok_or(PublicKeyError)?;
         self.keys.insert(version, UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key));
         Ok(())
+    }
+
+    /// SHA-256, in hex, of a public key (PKCS#1 DER) in PEM or bare base64.
+    pub fn public_sha256(text: &str) -> Result<String, PublicKeyError> {
+        let spki = der_of(text).ok_or(PublicKeyError)?;
+        Ok(fingerprint_of(&rsa_key_of_spki(&spki).ok_or(PublicKeyError)?))
     }
 
     /// Checks a message over the path that was called. The client id must be our own: the official
