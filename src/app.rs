@@ -13,26 +13,32 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use axum::Router;
 use rustls::ServerConfig;
+use tokio::sync::watch;
 
 use crate::base::clock::{SharedClock, SystemClock};
-use crate::base::ids::GatewayAccount;
+use crate::base::ids::{GatewayAccount, KekId};
 use crate::base::secret::SecretText;
 use crate::config::{Config, GatewaySection, NotifySection};
-use crate::crypto::kek::{KekProvider, file};
+use crate::crypto::kek::Keks;
+use crate::crypto::kek::file::Place;
 use crate::gateway::Gateway;
 use crate::gateway::antom::client::{self, Client};
-use crate::gateway::antom::sign::SigningKey;
-use crate::gateway::antom::verify::Verifier;
 use crate::http::notify;
 use crate::http::router::{Api, router};
 use crate::http::serve::{Limits, Listener};
 use crate::http::tls::{ServerTls, server_config};
 use crate::jobs::Jobs;
+use crate::ops::custody::Custody;
 use crate::ops::keys::DataKeys;
 use crate::ops::{Policy, Vault};
 use crate::ops_plane::OpsPlane;
 use crate::store::backend::{Db, Options};
 use crate::store::migrate;
+
+mod gateway_keys;
+pub mod unseal;
+
+pub use gateway_keys::{GatewayKey, list as gateway_keys};
 
 /// How often CVVs whose time is over are wiped.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -45,6 +51,9 @@ pub struct App {
     api: Listener,
     notify: Option<NotifyPlane>,
     ops: Option<OpsPlane>,
+    gateways: gateway_keys::Watch,
+    custody: Arc<Custody>,
+    unseal: Option<unseal::UnsealSocket>,
 }
 
 /// The bound listener for notifications.
@@ -91,11 +100,20 @@ impl App {
         if config.database.migrate {
             migrate::run(&db).await.context("migrating the database")?;
         }
-        let kek: Arc<dyn KekProvider> = Arc::new(file::load(&config.keys.keyring)?);
-        let keys = DataKeys::start(db.clone(), kek, &clock).await.context(
-            "opening the data keys (is the schema up to date? `cardvault migrate` brings it there)",
-        )?;
-        let accounts = accounts(config, &clock)?;
+        let keks = Arc::new(keks(config)?);
+        let custody = Arc::new(Custody::new(Arc::clone(&keks), clock.clone()));
+        let keys = DataKeys::closed(db.clone(), Arc::clone(&keks) as _, &clock, config.keys.policy())?;
+        match keys.open().await {
+            Err(error) if error.sealed().is_some() => {
+                tracing::warn!("the vault is sealed: it waits for the shares of its key-encryption key");
+            }
+            opened => opened.context(
+                "opening the data keys (is the schema up to date? `cardvault migrate` brings it there)",
+            )?,
+        }
+        let unseal = unseal_socket(config, &keks, &custody, keys.are_closed()).await?;
+        let (accounts, clients_of_gateways) = accounts(config, &clock)?;
+        let gateways = gateway_keys::Watch::new(config, clients_of_gateways);
         let notify = match &config.notify {
             Some(section) => Some(NotifyPlane::bind(section).await?),
             None => None,
@@ -124,7 +142,7 @@ impl App {
             None => None,
         };
         let router = router(Api { vault: vault.clone(), clients });
-        Ok(Self { vault, router, tls, api, notify, ops })
+        Ok(Self { vault, router, tls, api, notify, ops, gateways, custody, unseal })
     }
 
     /// Where the API listens.
@@ -142,6 +160,21 @@ impl App {
         self.ops.as_ref().and_then(|ops| ops.address().ok())
     }
 
+    /// Turns true when the vault is not sealed, or not any more.
+    pub fn opened(&self) -> watch::Receiver<bool> {
+        self.vault.keys.opened()
+    }
+
+    /// The line that tells that the vault is sealed and waits for its custodians.
+    pub fn sealed_line(&self) -> String {
+        format!("sealed api=https://{}; waiting for shares: cardvault keys unseal", self.api_address())
+    }
+
+    /// Who brought shares so far, for the audit.
+    pub fn custody(&self) -> Arc<Custody> {
+        Arc::clone(&self.custody)
+    }
+
     /// The one line that tells that requests are taken.
     pub fn ready_line(&self) -> String {
         let ops = self.ops_address().map(|address| format!(" ops=http://{address}")).unwrap_or_default();
@@ -153,10 +186,13 @@ impl App {
     /// Serves until `shutdown`, lets the requests and payments in flight finish, and wipes what is held in
     /// memory.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { vault, router, tls, api, notify, ops } = self;
+        let Self { vault, router, tls, api, notify, ops, gateways, custody, unseal } = self;
+        let unsealing = tokio::spawn(open_when_rebuilt(vault.clone(), custody));
+        let unseal = unseal.map(|socket| tokio::spawn(socket.serve()));
+        let gateways = tokio::spawn(gateways.run());
         let sweeper = tokio::spawn(sweep(vault.clone()));
         let health = ops.map(|ops| tokio::spawn(ops.serve(vault.clone())));
-        let jobs = Jobs::start(&vault);
+        let jobs = tokio::spawn(jobs_once_open(vault.clone()));
         let (stop_notify, stopped) = tokio::sync::oneshot::channel::<()>();
         let notified = notify.map(|plane| {
             let router = notify::router(notify::Notify {
@@ -183,15 +219,85 @@ impl App {
             tracing::error!(alarm = true, "the notify listener ended in a way that it should not");
         }
         sweeper.abort();
+        gateways.abort();
+        unsealing.abort();
+        if let Some(unseal) = unseal {
+            unseal.abort();
+            // Its file goes with it.
+            let _aborted = unseal.await;
+        }
         if let Some(health) = health {
             health.abort();
         }
         // What they come to is an event, so they go before the jobs.
         vault.finish_payments().await;
-        jobs.stop().await;
+        // Where the vault was never unsealed there are none, and the wait for it ends here.
+        jobs.abort();
+        if let Ok(jobs) = jobs.await {
+            jobs.stop().await;
+        }
         vault.forget_held();
         vault.db.close().await;
     }
+}
+
+/// Binds the socket for shares, where the keyring has a split KEK or the configuration names one.
+async fn unseal_socket(
+    config: &Config,
+    keks: &Keks,
+    custody: &Arc<Custody>,
+    sealed: bool,
+) -> anyhow::Result<Option<unseal::UnsealSocket>> {
+    let split = keks.keyring().keks().iter().any(|kek| matches!(kek.place, Place::Split(_)));
+    if !split && config.keys.unseal_socket.is_none() {
+        return Ok(None);
+    }
+    match unseal::UnsealSocket::bind(&config.keys.socket(), Arc::clone(custody)).await {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if sealed => Err(error),
+        // Custodians are needed again only at the next rotation or start.
+        Err(error) => {
+            tracing::warn!(error = format!("{error:#}"), "shares cannot be brought to this server");
+            Ok(None)
+        }
+    }
+}
+
+/// Opens the keys as soon as the KEKs that they need are rebuilt, and tells who brought the shares.
+async fn open_when_rebuilt(vault: Arc<Vault>, custody: Arc<Custody>) {
+    let mut rebuilt = custody.rebuilt();
+    loop {
+        while vault.keys.are_closed() {
+            match vault.keys.open().await {
+                Ok(()) => tracing::info!("the vault is unsealed"),
+                // Another KEK is split too: its custodians are waited for.
+                Err(error) if error.sealed().is_some() => break,
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the keys cannot be opened");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+        if !vault.keys.are_closed() {
+            for one in custody.take_submissions() {
+                let (at, kek) = (one.at.rfc3339(), one.kek.as_ref().map(KekId::as_str));
+                let outcome = one.outcome.err().map_or_else(|| "taken".to_owned(), |error| error.to_string());
+                let (uid, pid, share) = (one.who.uid, one.who.pid, one.share);
+                tracing::info!(at, uid, pid, share, kek, outcome, "a share had been brought");
+            }
+        }
+        if rebuilt.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Starts the jobs when the keys are open.
+async fn jobs_once_open(vault: Arc<Vault>) -> Jobs {
+    let mut opened = vault.keys.opened();
+    // The sender lives in the vault, so the wait ends only by what it waits for.
+    let _ = opened.wait_for(|open| *open).await;
+    Jobs::start(&vault)
 }
 
 async fn sweep(vault: Arc<Vault>) {
@@ -204,6 +310,11 @@ async fn sweep(vault: Arc<Vault>) {
     }
 }
 
+/// The KEKs that the configuration names.
+pub fn keks(config: &Config) -> anyhow::Result<Keks> {
+    Ok(Keks::open(&config.keys.keyring, None)?)
+}
+
 /// Opens the configured database.
 pub async fn open_database(config: &Config) -> anyhow::Result<Db> {
     let options =
@@ -211,28 +322,26 @@ pub async fn open_database(config: &Config) -> anyhow::Result<Db> {
     Db::open(&options).await.context("opening the database")
 }
 
-fn accounts(
-    config: &Config,
-    clock: &SharedClock,
-) -> anyhow::Result<HashMap<GatewayAccount, Arc<dyn Gateway>>> {
-    let mut accounts: HashMap<GatewayAccount, Arc<dyn Gateway>> = HashMap::new();
+type Accounts = HashMap<GatewayAccount, Arc<dyn Gateway>>;
+
+/// The clients by the names of their sections.
+type Clients = Vec<(String, Arc<Client>)>;
+
+fn accounts(config: &Config, clock: &SharedClock) -> anyhow::Result<(Accounts, Clients)> {
+    let mut accounts = Accounts::new();
+    let mut clients = Vec::new();
     for section in &config.gateway {
         let client =
             gateway(section, clock).with_context(|| format!("setting up [[gateway]] {}", section.name))?;
-        accounts.insert(section.account()?, Arc::new(client));
+        let client = Arc::new(client);
+        clients.push((section.name.clone(), Arc::clone(&client)));
+        accounts.insert(section.account()?, client);
     }
-    Ok(accounts)
+    Ok((accounts, clients))
 }
 
 fn gateway(section: &GatewaySection, clock: &SharedClock) -> anyhow::Result<Client> {
-    let (version, path) = section.signing_key().context("private_keys has no such version")?;
-    let signing = SigningKey::read(&read_secret(path, "private_keys")?, version)
-        .with_context(|| format!("reading {}", path.display()))?;
-    let mut verifier = Verifier::new(&section.client_id);
-    for (version, path) in &section.public_keys {
-        let text = String::from_utf8(read(path, "public_keys")?).context("public_keys: not text")?;
-        verifier.add_key(version.parse()?, &text).with_context(|| format!("reading {}", path.display()))?;
-    }
+    let (signing, verifier) = gateway_keys::load(section)?;
     let options = client::Options {
         base_url: section.base_url.clone(),
         client_id: section.client_id.clone(),
@@ -243,12 +352,12 @@ fn gateway(section: &GatewaySection, clock: &SharedClock) -> anyhow::Result<Clie
     Ok(Client::new(options, signing, verifier, clock.clone())?)
 }
 
-fn read(path: &Path, key: &str) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, key: &str) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("{key}: reading {}", path.display()))
 }
 
 /// Reads a private key's file, which nobody but its owner may be able to read.
-fn read_secret(path: &Path, key: &str) -> anyhow::Result<SecretText> {
+pub(crate) fn read_secret(path: &Path, key: &str) -> anyhow::Result<SecretText> {
     let what = || format!("{key}: reading {}", path.display());
     let mut file = File::open(path).with_context(what)?;
     let mode = file.metadata().with_context(what)?.permissions().mode();

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::base::card::BinFormat;
 use crate::base::ids::{ClientName, GatewayAccount, Merchant};
 use crate::model::access::{Client, SanName, Scope};
+use crate::ops::keys::KeyPolicy;
 
 /// Environment variables that override keys of the single sections: `CARDVAULT_API_LISTEN` is
 /// `listen` of `[api]`.
@@ -64,6 +66,9 @@ pub struct Config {
     /// Who may call.
     #[serde(default)]
     pub client: Vec<ClientSection>,
+    /// The file that all this was read from.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// `[api]`
@@ -178,6 +183,51 @@ fn yes() -> bool {
 pub struct KeysSection {
     /// The keyring file (`keys.example`).
     pub keyring: PathBuf,
+    /// The Unix socket by which custodians bring their shares; `unseal.sock` beside the keyring where absent.
+    #[serde(default)]
+    pub unseal_socket: Option<PathBuf>,
+    /// How long a key-encryption key wraps.
+    #[serde(default = "year")]
+    pub kek_cryptoperiod_days: u32,
+    /// How long a data key for cards, or for the meaning of requests, seals.
+    #[serde(default = "year")]
+    pub dek_cryptoperiod_days: u32,
+    /// How long a fingerprint key makes new fingerprints.
+    #[serde(default = "two_years")]
+    pub fingerprint_cryptoperiod_days: u32,
+    /// How many records a data key seals.
+    #[serde(default = "seals")]
+    pub seals_per_key: u64,
+}
+
+fn year() -> u32 {
+    365
+}
+
+fn two_years() -> u32 {
+    730
+}
+
+fn seals() -> u64 {
+    1 << 31
+}
+
+impl KeysSection {
+    /// Where custodians bring their shares.
+    pub fn socket(&self) -> PathBuf {
+        self.unseal_socket.clone().unwrap_or_else(|| self.keyring.with_file_name("unseal.sock"))
+    }
+
+    /// How long keys may seal.
+    pub fn policy(&self) -> KeyPolicy {
+        let days = |days: u32| Duration::from_secs(u64::from(days) * 24 * 3600);
+        KeyPolicy {
+            kek_period: days(self.kek_cryptoperiod_days),
+            dek_period: days(self.dek_cryptoperiod_days),
+            fingerprint_period: days(self.fingerprint_cryptoperiod_days),
+            uses: self.seals_per_key,
+        }
+    }
 }
 
 /// `[retention]`
@@ -273,6 +323,7 @@ impl Config {
             .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), reason: error.kind() })?;
         let mut config = Self::parse(&text, environment)?;
         config.resolve(path.parent().unwrap_or(Path::new(".")));
+        config.file = Some(path.to_owned());
         Ok(config)
     }
 
@@ -295,6 +346,9 @@ impl Config {
         at(&mut self.api.certificate);
         at(&mut self.api.private_key);
         at(&mut self.api.client_ca);
+        if let Some(path) = &mut self.keys.unseal_socket {
+            at(path);
+        }
         at(&mut self.keys.keyring);
         if let Some(notify) = &mut self.notify {
             at(&mut notify.certificate);

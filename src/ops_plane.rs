@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 
 use crate::ops::Vault;
+use crate::ops::error::OpError;
 
 /// How long a caller may take for a request's headers, and the vault for its checks.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -65,6 +66,7 @@ impl OpsPlane {
 async fn readyz(State(vault): State<Arc<Vault>>) -> (StatusCode, &'static str) {
     match timeout(PATIENCE, vault.check()).await {
         Ok(Ok(())) => (StatusCode::OK, "ready"),
+        Ok(Err(OpError::Sealed)) => (StatusCode::SERVICE_UNAVAILABLE, "sealed"),
         Ok(Err(error)) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "not ready");
             (StatusCode::SERVICE_UNAVAILABLE, "not ready")

@@ -78,7 +78,8 @@ CREATE TABLE notices (
     account            TEXT    NOT NULL,
     digest             TEXT    NOT NULL,
     kind               TEXT    NOT NULL,
-    merchant           TEXT,
+    -- `nobody` where the payment is not known.
+    merchant           TEXT    NOT NULL,
     payment_request_id TEXT,
     -- Scrubbed and sealed.
     body               BLOB    NOT NULL,

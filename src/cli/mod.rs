@@ -30,7 +30,7 @@ enum Command {
     Serve(serve::Args),
     /// Bring the database's schema up to date.
     Migrate(migrate::Args),
-    /// The keyring and its keys.
+    /// Keys: their state, rotation, re-encryption, destruction.
     #[command(subcommand)]
     Keys(keys::Command),
     /// Run the local emulator of the gateway, for tests of your own.
@@ -46,7 +46,7 @@ pub async fn run() -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
-        Command::Keys(command) => keys::run(command),
+        Command::Keys(command) => keys::run(command).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Openapi => print_openapi(),
     };

@@ -18,7 +18,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::keep_memory_private();
     let config = Config::load(&args.config, config::environment())?;
     let app = App::start(&config).await?;
-    println!("{}", app.ready_line());
+    let (ready, mut opened) = (app.ready_line(), app.opened());
+    if !*opened.borrow() {
+        println!("{}", app.sealed_line());
+    }
+    let telling = tokio::spawn(async move {
+        if opened.wait_for(|open| *open).await.is_ok() {
+            println!("{ready}");
+        }
+    });
     app.serve(super::told_to_stop()).await;
+    telling.abort();
     Ok(())
 }

@@ -71,6 +71,7 @@ kinds! {
     BUYER_MISMATCH = 422 "buyer_mismatch" "The card belongs to another buyer. Nothing was sent.";
     TOO_MANY_CVVS = 429 "too_many_cvvs" "Too many CVVs are held at once." after 30;
     INTERNAL = 500 "internal" "The vault failed; its log says why.";
+    SEALED = 503 "sealed" "The vault is sealed: its custodians have not brought their shares yet. Nothing was stored or sent." after 30;
     UNAVAILABLE = 503 "unavailable" "The database or a key is not available. Nothing was sent." after 5;
     OUTCOME_NOT_KNOWN = 503 "outcome_not_known" "The payment was sent and its outcome could not be recorded. Repeat the same id." after 5;
 }
@@ -199,6 +200,7 @@ impl From<OpError> for Problem {
             }
             OpError::CvvNotAvailable => CVV_NOT_AVAILABLE.into(),
             OpError::TooMuch => TOO_MANY_CVVS.into(),
+            OpError::Sealed => SEALED.into(),
             OpError::Unavailable(source) => {
                 log("a request could not be carried out", &source);
                 UNAVAILABLE.into()

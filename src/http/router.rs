@@ -94,6 +94,10 @@ async fn every_request(State(api): State<Api>, mut request: Request, next: Next)
         Ok(name) if !is_canonical(request.uri().path()) => {
             (Problem::from(problem::NOT_FOUND).into_response(), Some(name))
         }
+        // Nothing works without keys, and a caller who knows that can wait.
+        Ok(name) if api.vault.keys.are_closed() => {
+            (Problem::from(problem::SEALED).into_response(), Some(name))
+        }
         Ok(name) => (next.run(request).await, Some(name)),
     };
     let code = response.extensions().get::<Problem>().map(Problem::code);

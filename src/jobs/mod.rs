@@ -2,6 +2,7 @@
 //! the loop around it only decides when.
 
 mod housekeeping;
+pub mod keys;
 pub mod sequence;
 mod settle;
 
@@ -26,7 +27,8 @@ impl Jobs {
         let (stop, stopping) = watch::channel(false);
         let running = vec![
             ("reconciler", tokio::spawn(settle::run(Arc::clone(vault), stopping.clone()))),
-            ("housekeeping", tokio::spawn(housekeeping::run(Arc::clone(vault), stopping))),
+            ("housekeeping", tokio::spawn(housekeeping::run(Arc::clone(vault), stopping.clone()))),
+            ("follower of the keys", tokio::spawn(keys::run(Arc::clone(vault), stopping))),
         ];
         let (last, stopping) = watch::channel(false);
         let sequencer = (last, tokio::spawn(sequence::run(Arc::clone(vault), stopping)));

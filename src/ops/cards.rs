@@ -10,7 +10,7 @@ use crate::base::sealed::Sealed;
 use crate::base::secret::{SecretBuf, SecretText};
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::ephemeral::EphemeralSealed;
-use crate::crypto::keyring::Purpose;
+use crate::crypto::keyring::{DataKey, Purpose};
 use crate::crypto::{envelope, fingerprint, request_mac};
 use crate::gateway::antom::body::Instrument;
 use crate::model::access::{Allowed, EraseCards, ReadCards, WriteCards};
@@ -20,10 +20,11 @@ use crate::model::event::EventKind;
 use crate::slots::Taken;
 use crate::store::agreements::has_active;
 use crate::store::cards as rows;
-use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, NewCard};
+use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, HeldPan, NewCard, NewDetails};
 
 use super::error::OpError;
 use super::events::insert_card_event;
+use super::keys::DataKeys;
 use super::{Vault, cvv_of};
 
 /// How often a lost race is run again. Each turn somebody else has won, so progress is made.
@@ -79,6 +80,7 @@ impl Vault {
             } else if let Some(card_id) = self.insert(merchant, pan, &details, buyer).await? {
                 return Ok((true, card_id));
             }
+            self.keys.follow().await?;
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a card is being changed by many callers at once")))
     }
@@ -99,6 +101,7 @@ impl Vault {
             if let Some(card_id) = self.insert(merchant, pan, details, buyer).await? {
                 return Ok((true, card_id));
             }
+            self.keys.follow().await?;
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a card is being changed by many callers at once")))
     }
@@ -110,9 +113,18 @@ impl Vault {
         pan: &Pan,
         buyer: Option<&str>,
     ) -> Result<Option<CardRow>, OpError> {
-        let key = self.keys.active(Purpose::Fingerprint)?;
-        let digest = fingerprint::fingerprint(&key, merchant, pan)?;
-        Ok(rows::find_card_by_pan(&self.db, merchant, buyer, &digest).await?)
+        let key = self.keys.fingerprint_key()?;
+        let digest = fingerprint::fingerprint(&key.key, merchant, pan)?;
+        Ok(rows::find_card_by_pan(&self.db, merchant, buyer, key.slot, &digest).await?)
+    }
+
+    /// Whether a card has this PAN.
+    pub(super) fn has_pan(&self, merchant: &Merchant, row: &CardRow, pan: &Pan) -> Result<bool, OpError> {
+        let key = self.keys.fingerprint_key()?;
+        let digest = fingerprint::fingerprint(&key.key, merchant, pan)?;
+        let Held::Pan(held) = &row.held else { return Ok(false) };
+        let known = held.fingerprints.get(key.slot).and_then(Option::as_ref);
+        Ok(known.is_some_and(|known| *known == digest))
     }
 
     async fn insert(
@@ -123,8 +135,15 @@ impl Vault {
         buyer: Option<&str>,
     ) -> Result<Option<CardId>, OpError> {
         let card_id = CardId::make()?;
-        let key = self.keys.active(Purpose::Fingerprint)?;
-        let digest = fingerprint::fingerprint(&key, merchant, pan)?;
+        // Before the keys: where they change after this, the card is not stored, and sealed again.
+        let epoch = self.keys.epoch();
+        self.keys.active(Purpose::Fingerprint)?;
+        let mut digests = [None; 2];
+        for key in self.keys.fingerprint_keys() {
+            if let Some(digest) = digests.get_mut(key.slot) {
+                *digest = Some(fingerprint::fingerprint(&key.key, merchant, pan)?);
+            }
+        }
         let dek = self.keys.active(Purpose::Card)?;
         let place = Place { merchant, record: card_id.as_str(), field: Field::Pan };
         let sealed_pan = envelope::seal_pan(&dek, &place, pan)?;
@@ -134,7 +153,8 @@ impl Vault {
             card_id: &card_id,
             merchant,
             buyer,
-            fingerprint: &digest,
+            fingerprints: digests.each_ref().map(|digest| digest.as_ref().map(<[u8; 32]>::as_slice)),
+            epoch,
             brand: pan.brand().name(),
             bin: &pan.bin(self.policy.bin_format),
             last4: &pan.last4(),
@@ -223,6 +243,7 @@ impl Vault {
     }
 
     /// Writes a card's details, with the event where they are news and an agreement in force uses the card.
+    /// `false` where the card, or the keys, were changed meanwhile.
     async fn change_details(
         &self,
         merchant: &Merchant,
@@ -232,11 +253,14 @@ impl Vault {
         news: bool,
     ) -> Result<bool, OpError> {
         let (id, now) = (&row.card_id, self.now());
+        let epoch = self.keys.epoch();
         let sealed = self.seal_details(merchant, id, details)?;
         let agreed = news && has_active(&self.db, merchant, id).await?;
         let mut tx = self.db.begin_write().await?;
-        if !rows::update_details(&mut tx, merchant, id, row.version, &sealed, typed, now).await? {
+        let new = NewDetails { version: row.version, epoch, details: &sealed, typed, now };
+        if !rows::update_details(&mut tx, merchant, id, &new).await? {
             tx.rollback().await?;
+            self.keys.follow().await?;
             return Ok(false);
         }
         if agreed {
@@ -424,21 +448,26 @@ impl Vault {
         Ok(envelope::seal(&dek, &place, &SecretBuf::from_vec(details.json().into_bytes()))?)
     }
 
+    /// The fingerprint that callers see: the active key's. While this process does not know yet that the key
+    /// was changed, the other column has one too.
+    fn shown_fingerprint(&self, held: &HeldPan) -> Result<[u8; 32], OpError> {
+        let slot = self.keys.fingerprint_key()?.slot;
+        let known = held.fingerprints.get(slot).and_then(Option::as_deref);
+        let known = known.or(held.fingerprints.iter().flatten().next().map(Vec::as_slice));
+        known.and_then(|known| known.try_into().ok()).ok_or_else(|| {
+            OpError::Internal(anyhow::anyhow!("a card has no fingerprint of the right length"))
+        })
+    }
+
     async fn masked(&self, merchant: &Merchant, row: &CardRow) -> Result<MaskedCard, OpError> {
         let number = match (&row.held, self.open_details(merchant, row).await?) {
-            (Held::Pan(held), Some(details)) => {
-                let digest: [u8; 32] =
-                    held.fingerprint.as_slice().try_into().map_err(|_| {
-                        OpError::Internal(anyhow::anyhow!("a fingerprint has the wrong length"))
-                    })?;
-                Some(MaskedPan {
-                    brand: held.brand.clone(),
-                    bin: held.bin.clone(),
-                    last4: held.last4.clone(),
-                    details,
-                    fingerprint: fingerprint::show(&digest),
-                })
-            }
+            (Held::Pan(held), Some(details)) => Some(MaskedPan {
+                brand: held.brand.clone(),
+                bin: held.bin.clone(),
+                last4: held.last4.clone(),
+                details,
+                fingerprint: fingerprint::show(&self.shown_fingerprint(held)?),
+            }),
             _ => None,
         };
         let now = self.now();
@@ -456,4 +485,19 @@ impl Vault {
 /// The vault knows neither the number of such a card nor what goes with it.
 fn held_by_gateway() -> OpError {
     OpError::Invalid(vec![FieldFault::at("", "held_by_gateway")])
+}
+
+/// A stored card's fingerprint under a key, for the rotation of fingerprint keys: the number is opened and
+/// wiped here.
+pub(super) async fn fingerprint_of_record(
+    keys: &DataKeys,
+    key: &DataKey,
+    merchant: &Merchant,
+    id: &CardId,
+    sealed: &Sealed,
+) -> Result<[u8; 32], OpError> {
+    let dek = keys.of(sealed).await?;
+    let place = Place { merchant, record: id.as_str(), field: Field::Pan };
+    let pan = envelope::open_pan(&dek, &place, sealed)?;
+    Ok(fingerprint::fingerprint(key, merchant, &pan)?)
 }

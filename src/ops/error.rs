@@ -40,6 +40,9 @@ pub enum OpError {
     /// Too many CVVs are held.
     #[error("too many CVVs are held")]
     TooMuch,
+    /// The KEK is split and its custodians have not unsealed this process.
+    #[error("sealed")]
+    Sealed,
     /// The database or a key is not available; nothing was sent.
     #[error("not available")]
     Unavailable(#[source] anyhow::Error),

@@ -1,16 +1,27 @@
-//! The data keys of this process: unwrapped at the start, made where a purpose has none, and loaded on
-//! demand when another process has made one since.
+//! The data keys of this process: unwrapped at the start, made where a purpose has none, followed while it
+//! runs, and loaded on demand when another process has made one since.
+//!
+//! What a process knows of the keys belongs to an epoch. It reads the epoch before it takes a key, and the
+//! statement that stores a card names it: where the keys have changed since, nothing is stored, the process
+//! follows, and seals again. That is why no process, however slow, stores a card that nobody can open.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::base::clock::SharedClock;
-use crate::base::ids::DekId;
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use crate::base::clock::{Millis, SharedClock};
+use crate::base::ids::{DekId, InstanceId, KekId};
 use crate::base::sealed::Sealed;
 use crate::crypto::envelope::{self, OpenError};
 use crate::crypto::kek::{KekProvider, WrapError};
 use crate::crypto::keyring::{DataKey, KeyState, Keyring, KeyringError, Purpose, make_data_key};
+use crate::model::key_life::{Life, Standing};
 use crate::store::backend::{Db, StoreError};
-use crate::store::keys::{KeyRow, find_key, insert_active_key, list_keys};
+use crate::store::keys::{KeyRow, NewKey, add_uses, epoch, find_key, insert_first_key, list_keys};
+use crate::store::replicas::{self, Beat};
 
 use super::error::OpError;
 
@@ -29,6 +40,77 @@ pub enum DataKeysError {
     /// The rows contradict each other.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
+    /// The work was cut off.
+    #[error("a key could not be unwrapped: the work was cut off")]
+    CutOff,
+}
+
+impl DataKeysError {
+    /// The split KEK that is missing, where that is what is wrong.
+    pub fn sealed(&self) -> Option<&KekId> {
+        match self {
+            Self::Unwrap(_, WrapError::Sealed(kek)) | Self::Make(WrapError::Sealed(kek)) => Some(kek),
+            _ => None,
+        }
+    }
+}
+
+/// How long keys may seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyPolicy {
+    /// Of a KEK.
+    pub kek_period: Duration,
+    /// Of the card and request-MAC keys.
+    pub dek_period: Duration,
+    /// Of the fingerprint key.
+    pub fingerprint_period: Duration,
+    /// How many records a data key seals, or digests it makes. NIST SP 800-38D allows 2^32 seals under one
+    /// key; here each record has a key of its own, so half of that is caution.
+    pub uses: u64,
+}
+
+impl Default for KeyPolicy {
+    fn default() -> Self {
+        let days = |days: u64| Duration::from_secs(days * 24 * 3600);
+        Self { kek_period: days(365), dek_period: days(365), fingerprint_period: days(730), uses: 1 << 31 }
+    }
+}
+
+impl KeyPolicy {
+    /// The cryptoperiod of a purpose.
+    pub fn period(&self, purpose: Purpose) -> Duration {
+        if purpose == Purpose::Fingerprint { self.fingerprint_period } else { self.dek_period }
+    }
+
+    /// What is known of a stored key's life; `extra` uses were not reported yet.
+    pub fn life(&self, row: &KeyRow, extra: u64) -> Life {
+        let purpose = Purpose::parse(&row.purpose).unwrap_or(Purpose::Card);
+        let written = row.expires_at.unwrap_or(Millis(i64::MAX));
+        Life {
+            created: row.created_at,
+            // The shorter of what was written down at its making and of what is configured now.
+            expires: written.min(row.created_at.plus(self.period(purpose))),
+            uses: u64::try_from(row.uses).unwrap_or_default().saturating_add(extra),
+            budget: self.uses,
+        }
+    }
+}
+
+/// A fingerprint key and the column that it fills.
+#[derive(Clone)]
+pub struct SlotKey {
+    /// 0 or 1.
+    pub slot: usize,
+    /// The key.
+    pub key: Arc<DataKey>,
+}
+
+/// What is known of the keys besides their bytes.
+#[derive(Default)]
+struct View {
+    epoch: i64,
+    lives: HashMap<DekId, Life>,
+    fingerprints: Vec<SlotKey>,
 }
 
 /// Data keys in the clear, in this process only.
@@ -36,6 +118,13 @@ pub struct DataKeys {
     ring: Keyring,
     kek: Arc<dyn KekProvider>,
     db: Db,
+    clock: SharedClock,
+    policy: KeyPolicy,
+    view: ArcSwap<View>,
+    /// One look at the changed keys at a time.
+    looking: tokio::sync::Mutex<()>,
+    /// Whether the keys are open, for those who wait for it.
+    opened: watch::Sender<bool>,
 }
 
 impl DataKeys {
@@ -45,26 +134,143 @@ impl DataKeys {
         db: Db,
         kek: Arc<dyn KekProvider>,
         clock: &SharedClock,
+        policy: KeyPolicy,
     ) -> Result<Self, DataKeysError> {
-        for purpose in Purpose::ALL {
-            let rows = list_keys(&db).await?;
-            let active = KeyState::Active.as_str();
-            if !rows.iter().any(|row| row.purpose == purpose.as_str() && row.state == active) {
-                make_key(&db, kek.as_ref(), clock, purpose).await?;
-            }
-        }
-        let mut keys = Vec::new();
-        for row in list_keys(&db).await? {
-            if let Some(key) = unwrap_row(kek.as_ref(), &row)? {
-                keys.push(key);
-            }
-        }
-        Ok(Self { ring: Keyring::new(keys)?, kek, db })
+        let keys = Self::closed(db, kek, clock, policy)?;
+        keys.open().await?;
+        Ok(keys)
     }
 
-    /// The key that seals for `purpose`.
+    /// Knows no key yet; [`Self::open`] changes that.
+    pub fn closed(
+        db: Db,
+        kek: Arc<dyn KekProvider>,
+        clock: &SharedClock,
+        policy: KeyPolicy,
+    ) -> Result<Self, DataKeysError> {
+        Ok(Self {
+            ring: Keyring::new(Vec::new())?,
+            kek,
+            db,
+            clock: clock.clone(),
+            policy,
+            view: ArcSwap::default(),
+            looking: tokio::sync::Mutex::default(),
+            opened: watch::Sender::new(false),
+        })
+    }
+
+    /// Makes what is missing, and unwraps everything.
+    pub async fn open(&self) -> Result<(), DataKeysError> {
+        for purpose in Purpose::ALL {
+            let rows = list_keys(&self.db).await?;
+            let active = KeyState::Active.as_str();
+            if !rows.iter().any(|row| row.purpose == purpose.as_str() && row.state == active) {
+                self.make_first(purpose).await?;
+            }
+        }
+        self.look().await
+    }
+
+    /// Turns true when the keys are open.
+    pub fn opened(&self) -> watch::Receiver<bool> {
+        self.opened.subscribe()
+    }
+
+    /// Unwraps everything that is there and makes nothing; for commands.
+    pub async fn open_only(&self) -> Result<(), DataKeysError> {
+        self.look().await
+    }
+
+    /// Whether no key is open yet: the KEK is split, and its custodians have not come.
+    pub fn are_closed(&self) -> bool {
+        self.view.load().epoch == 0
+    }
+
+    async fn make_first(&self, purpose: Purpose) -> Result<(), DataKeysError> {
+        let new = self.make(purpose).await?;
+        let now = self.clock.now();
+        let row = NewKey {
+            id: new.key.id(),
+            purpose: purpose.as_str(),
+            state: KeyState::Active.as_str(),
+            kek_id: &new.kek,
+            wrapped: &new.wrapped,
+            expires_at: now.plus(self.policy.period(purpose)),
+            slot: 0,
+            now,
+        };
+        if insert_first_key(&self.db, &row).await? {
+            tracing::info!(key = %new.key.id(), purpose = purpose.as_str(), "made a data key");
+        }
+        Ok(())
+    }
+
+    /// A fresh data key, wrapped under the KEK in use. Nothing is stored.
+    pub(super) async fn make(&self, purpose: Purpose) -> Result<MadeKey, DataKeysError> {
+        let kek = Arc::clone(&self.kek);
+        apart(move || {
+            let key = make_data_key(purpose).map_err(|error| DataKeysError::Make(error.into()))?;
+            let wrapped = kek.wrap(&key).map_err(DataKeysError::Make)?;
+            Ok(MadeKey { key, kek: wrapped.kek, wrapped: wrapped.bytes })
+        })
+        .await
+    }
+
+    /// The key that seals for `purpose`, unless its time or its uses are over.
     pub fn active(&self, purpose: Purpose) -> Result<Arc<DataKey>, OpError> {
-        Ok(self.ring.active(purpose)?)
+        if self.are_closed() {
+            return Err(OpError::Sealed);
+        }
+        let key = self.ring.active(purpose)?;
+        let standing = self.standing(&key);
+        if standing.may_seal() {
+            return Ok(key);
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!(
+            "the {} key {} may not be used ({}); run `cardvault keys rotate`",
+            purpose.as_str(),
+            key.id(),
+            standing.words()
+        )))
+    }
+
+    /// Where a key stands; what this process used it for and did not report yet is counted.
+    fn standing(&self, key: &DataKey) -> Standing {
+        let view = self.view.load();
+        let Some(life) = view.lives.get(key.id()) else { return Standing::Good };
+        let uses = life.uses.saturating_add(key.uses());
+        Life { uses, ..*life }.standing(self.clock.now())
+    }
+
+    /// The active keys that should be rotated, or should have been.
+    pub fn due(&self) -> Vec<(Purpose, DekId, Standing)> {
+        let active = Purpose::ALL.into_iter().filter_map(|purpose| self.ring.active(purpose).ok());
+        active
+            .map(|key| (key.purpose(), key.id().clone(), self.standing(&key)))
+            .filter(|(_, _, standing)| standing.is_due())
+            .collect()
+    }
+
+    /// The fingerprint key by which cards are found.
+    pub fn fingerprint_key(&self) -> Result<SlotKey, OpError> {
+        if self.are_closed() {
+            return Err(OpError::Sealed);
+        }
+        let active = self.ring.active(Purpose::Fingerprint)?;
+        let view = self.view.load();
+        let slot = view.fingerprints.iter().find(|known| known.key.id() == active.id());
+        Ok(slot.cloned().unwrap_or(SlotKey { slot: 0, key: active }))
+    }
+
+    /// All fingerprint keys: every card gets a fingerprint under each of them.
+    pub fn fingerprint_keys(&self) -> Vec<SlotKey> {
+        self.view.load().fingerprints.clone()
+    }
+
+    /// The epoch of what is known here. Read it before the keys.
+    pub fn epoch(&self) -> i64 {
+        self.view.load().epoch
     }
 
     /// A key by its id; one that is not known yet is loaded.
@@ -72,11 +278,14 @@ impl DataKeys {
         if let Some(key) = self.ring.by_id(id) {
             return Ok(key);
         }
+        if self.are_closed() {
+            return Err(OpError::Sealed);
+        }
         let row = find_key(&self.db, id).await?.ok_or(OpenError)?;
-        let unwrapped =
-            unwrap_row(self.kek.as_ref(), &row).map_err(|error| OpError::Unavailable(error.into()))?;
-        let (key, state) = unwrapped.ok_or(OpenError)?;
-        self.ring.insert(key, state);
+        let unwrapped = self.unwrap(row).await.map_err(|error| OpError::Unavailable(error.into()))?;
+        let (key, _) = unwrapped.ok_or(OpenError)?;
+        // Which key seals is decided by `look` alone, which sees all keys at once.
+        self.ring.insert(key, KeyState::DecryptOnly);
         self.ring.by_id(id).ok_or(OpError::Internal(OpenError.into()))
     }
 
@@ -84,29 +293,178 @@ impl DataKeys {
     pub async fn of(&self, sealed: &Sealed) -> Result<Arc<DataKey>, OpError> {
         self.by_id(&envelope::dek_id(sealed)?).await
     }
+
+    /// Takes over what has changed since the keys were last looked at; `true` where something had.
+    pub async fn follow(&self) -> Result<bool, OpError> {
+        if self.are_closed() || epoch(&self.db).await? == self.epoch() {
+            return Ok(false);
+        }
+        match self.look().await {
+            Ok(()) => Ok(true),
+            Err(DataKeysError::Store(error)) => Err(error.into()),
+            Err(error) => Err(OpError::Unavailable(error.into())),
+        }
+    }
+
+    /// Looks at all keys. What was known stays where this fails.
+    async fn look(&self) -> Result<(), DataKeysError> {
+        let _turn = self.looking.lock().await;
+        // Before the rows: what changes in between is then seen at the next look, and never missed.
+        let epoch = epoch(&self.db).await?;
+        if epoch == self.epoch() {
+            return Ok(());
+        }
+        if !self.are_closed() {
+            let kek = Arc::clone(&self.kek);
+            apart(move || {
+                kek.reload();
+                Ok(())
+            })
+            .await?;
+        }
+        let mut states = Vec::new();
+        let (mut lives, mut slots) = (HashMap::new(), Vec::new());
+        for row in list_keys(&self.db).await? {
+            let Some((purpose, state)) = known(&row) else { continue };
+            let id = row.id.clone();
+            lives.insert(id.clone(), self.policy.life(&row, 0));
+            if purpose == Purpose::Fingerprint && state != KeyState::Destroyed {
+                slots.push((usize::try_from(row.slot).unwrap_or_default(), id.clone()));
+            }
+            if state != KeyState::Destroyed && self.ring.by_id(&id).is_none() {
+                let Some((key, _)) = self.unwrap(row).await? else { continue };
+                self.ring.insert(key, KeyState::DecryptOnly);
+            }
+            states.push((id, purpose, state));
+        }
+        // The active ones first, so that there is no moment without one.
+        let is_active = |state: KeyState| state == KeyState::Active;
+        let mut taken = Vec::new();
+        for (id, purpose, state) in &states {
+            if is_active(*state) {
+                if taken.contains(purpose) {
+                    return Err(KeyringError::TwoActiveKeys(*purpose).into());
+                }
+                taken.push(*purpose);
+                self.ring.set_state(id, *state);
+            }
+        }
+        for (id, _, state) in states.iter().filter(|(_, _, state)| !is_active(*state)) {
+            self.ring.set_state(id, *state);
+        }
+        let fingerprints =
+            slots.into_iter().filter_map(|(slot, id)| Some(SlotKey { slot, key: self.ring.by_id(&id)? }));
+        let view = View { epoch, lives, fingerprints: fingerprints.collect() };
+        self.view.store(Arc::new(view));
+        self.opened.send_replace(true);
+        Ok(())
+    }
+
+    /// The key of a row; none where it is destroyed, or for a purpose that this version does not have.
+    async fn unwrap(&self, row: KeyRow) -> Result<Option<(DataKey, KeyState)>, DataKeysError> {
+        let kek = Arc::clone(&self.kek);
+        apart(move || unwrap_row(kek.as_ref(), &row)).await
+    }
+
+    /// Reports what this process has used the keys for.
+    pub async fn report_uses(&self) -> Result<(), OpError> {
+        for id in self.ring.ids() {
+            let Some(key) = self.ring.by_id(&id) else { continue };
+            let uses = key.take_uses();
+            if uses > 0
+                && let Err(error) = add_uses(&self.db, &id, uses).await
+            {
+                key.give_back_uses(uses);
+                return Err(error.into());
+            }
+        }
+        // What all processes together have used them for comes back with this.
+        let view = self.view.load_full();
+        let mut lives = view.lives.clone();
+        for row in list_keys(&self.db).await? {
+            lives.insert(row.id.clone(), self.policy.life(&row, 0));
+        }
+        let fresh = View { epoch: view.epoch, lives, fingerprints: view.fingerprints.clone() };
+        // Where the keys were looked at meanwhile, that look knew as much.
+        self.view.compare_and_swap(&view, Arc::new(fresh));
+        Ok(())
+    }
+
+    /// Opens the canary that is out, unless `opened` says that it was opened before; which KEK's was opened
+    /// by now.
+    pub async fn try_canary(&self, opened: Option<KekId>) -> Result<Option<KekId>, OpError> {
+        let Some(canary) = replicas::find_canary(&self.db).await? else { return Ok(opened) };
+        if opened.as_ref() == Some(&canary.kek_id) || self.are_closed() {
+            return Ok(opened);
+        }
+        let kek = Arc::clone(&self.kek);
+        let id = canary.kek_id.clone();
+        let tried = apart(move || {
+            kek.unwrap(&canary.dek_id, Purpose::Canary, &canary.kek_id, &canary.wrapped)
+                .map_err(|error| DataKeysError::Unwrap(canary.dek_id.clone(), error))
+        })
+        .await;
+        match tried {
+            Ok(_) => {
+                tracing::info!(kek = %id, "opened the canary of a new key-encryption key");
+                Ok(Some(id))
+            }
+            Err(error) => {
+                tracing::debug!(kek = %id, error = &error as &dyn std::error::Error, "a canary does not open yet");
+                Ok(opened)
+            }
+        }
+    }
+
+    /// Says that this process is alive, and what it works with.
+    pub async fn beat(
+        &self,
+        instance: &InstanceId,
+        started_at: Millis,
+        opened_kek: Option<&KekId>,
+    ) -> Result<(), OpError> {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (epoch, now) = (self.epoch(), self.clock.now());
+        let beat = Beat { instance, host: &host, started_at, epoch, opened_kek, now };
+        Ok(replicas::beat(&self.db, &beat).await?)
+    }
+
+    /// Says that this process ends.
+    pub async fn leave(&self, instance: &InstanceId) -> Result<(), OpError> {
+        const FORGET: i64 = 24 * 3600 * 1000;
+        Ok(replicas::leave(&self.db, instance, Millis(self.clock.now().0.saturating_sub(FORGET))).await?)
+    }
 }
 
-async fn make_key(
-    db: &Db,
-    kek: &dyn KekProvider,
-    clock: &SharedClock,
-    purpose: Purpose,
-) -> Result<(), DataKeysError> {
-    let key = make_data_key(purpose).map_err(|error| DataKeysError::Make(error.into()))?;
-    let wrapped = kek.wrap(&key).map_err(DataKeysError::Make)?;
-    let made = insert_active_key(db, key.id(), purpose.as_str(), kek.kek_id(), &wrapped, clock.now()).await?;
-    if made {
-        tracing::info!(key = %key.id(), purpose = purpose.as_str(), "made a data key");
-    }
-    Ok(())
+/// A fresh key that is not stored yet.
+pub(super) struct MadeKey {
+    pub(super) key: DataKey,
+    pub(super) kek: KekId,
+    pub(super) wrapped: Vec<u8>,
+}
+
+/// Runs something that may wait for a token on a thread where waiting harms nobody.
+pub(super) async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DataKeysError> + Send + 'static,
+) -> Result<T, DataKeysError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(DataKeysError::CutOff))
+}
+
+fn known(row: &KeyRow) -> Option<(Purpose, KeyState)> {
+    let known = (Purpose::parse(&row.purpose), KeyState::parse(&row.state));
+    let (Some(purpose), Some(state)) = known else {
+        tracing::warn!(key = %row.id, "a data key of an unknown purpose or state is left alone");
+        return None;
+    };
+    Some((purpose, state))
 }
 
 /// The key of a row; none where it is destroyed, or for a purpose that this version does not have.
-fn unwrap_row(kek: &dyn KekProvider, row: &KeyRow) -> Result<Option<(DataKey, KeyState)>, DataKeysError> {
-    let (Some(purpose), Some(state)) = (Purpose::parse(&row.purpose), KeyState::parse(&row.state)) else {
-        tracing::warn!(key = %row.id, "a data key of an unknown purpose or state is left alone");
-        return Ok(None);
-    };
+pub(super) fn unwrap_row(
+    kek: &dyn KekProvider,
+    row: &KeyRow,
+) -> Result<Option<(DataKey, KeyState)>, DataKeysError> {
+    let Some((purpose, state)) = known(row) else { return Ok(None) };
     let (Some(wrapped), true) = (&row.wrapped, state != KeyState::Destroyed) else { return Ok(None) };
     let key = kek
         .unwrap(&row.id, purpose, &row.kek_id, wrapped)

@@ -5,12 +5,14 @@
 
 pub mod agreements;
 pub mod cards;
+pub mod custody;
 pub mod error;
 pub mod events;
 pub mod keys;
 pub mod notifications;
 pub mod operations;
 pub mod payments;
+pub mod rotation;
 mod running;
 pub mod sweeps;
 

@@ -13,8 +13,10 @@ pub struct NewCard<'a> {
     pub merchant: &'a Merchant,
     /// The buyer's id, if the card is some buyer's.
     pub buyer: Option<&'a str>,
-    /// Keyed digest of the PAN.
-    pub fingerprint: &'a [u8],
+    /// Keyed digests of the PAN, by column: one for each fingerprint key that is in use.
+    pub fingerprints: [Option<&'a [u8]>; 2],
+    /// The epoch of the keys that all this was made with.
+    pub epoch: i64,
     /// Antom's name of the brand.
     pub brand: &'a str,
     /// What is shown of the BIN.
@@ -44,8 +46,8 @@ pub enum Held {
 
 /// A card's number and what goes with it.
 pub struct HeldPan {
-    /// Keyed digest of the PAN.
-    pub fingerprint: Vec<u8>,
+    /// Keyed digests of the PAN, by column.
+    pub fingerprints: [Option<Vec<u8>>; 2],
     /// Antom's name of the brand.
     pub brand: String,
     /// What is shown of the BIN.
@@ -91,7 +93,8 @@ pub struct CvvSlot {
 
 macro_rules! columns {
     () => {
-        "card_id, buyer, source, fingerprint, brand, bin, last4, pan, details, token, token_digest, typed_at, \
+        "card_id, buyer, source, fingerprint, fingerprint_b, brand, bin, last4, pan, details, token, token_digest, \
+         typed_at, \
          cvv_holder, cvv_until, cvv_for, version, created_at, updated_at"
     };
 }
@@ -106,7 +109,7 @@ fn card_row(row: &Row) -> Result<CardRow, StoreError> {
     };
     let held = match row.text("source")?.as_str() {
         "PAN" => Held::Pan(HeldPan {
-            fingerprint: row.bytes("fingerprint")?,
+            fingerprints: [row.bytes_or_null("fingerprint")?, row.bytes_or_null("fingerprint_b")?],
             brand: row.text("brand")?,
             bin: row.text("bin")?,
             last4: row.text("last4")?,
@@ -130,12 +133,15 @@ fn card_row(row: &Row) -> Result<CardRow, StoreError> {
     })
 }
 
-/// Inserts a card; `false` where the merchant's buyer has one with this PAN.
+/// Inserts a card; `false` where the merchant's buyer has one with this PAN, by either fingerprint, or
+/// where the epoch of the keys is over.
 pub async fn insert_card(tx: &mut Tx, card: &NewCard<'_>) -> Result<bool, StoreError> {
-    const SQL: &str = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, brand, bin, last4, \
-         pan, details, typed_at, version, created_at, updated_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 1, $10, $10) \
-         ON CONFLICT (merchant, buyer, fingerprint) WHERE fingerprint IS NOT NULL DO NOTHING";
+    const SQL: &str = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, \
+         last4, pan, details, typed_at, version, created_at, updated_at) \
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, $11, $11 \
+         WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $12) \
+         ON CONFLICT DO NOTHING";
+    let [a, b] = card.fingerprints;
     let changed = tx
         .execute(
             SQL,
@@ -143,13 +149,15 @@ pub async fn insert_card(tx: &mut Tx, card: &NewCard<'_>) -> Result<bool, StoreE
                 Arg::Text(card.card_id.as_str()),
                 Arg::Text(card.merchant.as_str()),
                 Arg::Text(card.buyer.unwrap_or_default()),
-                Arg::Bytes(card.fingerprint),
+                Arg::BytesOrNull(a),
+                Arg::BytesOrNull(b),
                 Arg::Text(card.brand),
                 Arg::Text(card.bin),
                 Arg::Text(card.last4),
                 Arg::Bytes(card.pan.as_bytes()),
                 Arg::Bytes(card.details.as_bytes()),
                 Arg::Int(card.now.0),
+                Arg::Int(card.epoch),
             ],
         )
         .await?;
@@ -253,17 +261,25 @@ pub async fn find_card(db: &Db, merchant: &Merchant, id: &CardId) -> Result<Opti
     row.as_ref().map(card_row).transpose()
 }
 
-/// A merchant's live card with this PAN, of this buyer or of none.
+/// A merchant's live card with this PAN, of this buyer or of none. `slot` is the column of the key that
+/// made the fingerprint.
 pub async fn find_card_by_pan(
     db: &Db,
     merchant: &Merchant,
     buyer: Option<&str>,
+    slot: usize,
     fingerprint: &[u8],
 ) -> Result<Option<CardRow>, StoreError> {
-    const SQL: &str =
+    const BY_A: &str =
         concat!("SELECT ", columns!(), " FROM cards WHERE merchant = $1 AND buyer = $2 AND fingerprint = $3");
+    const BY_B: &str = concat!(
+        "SELECT ",
+        columns!(),
+        " FROM cards WHERE merchant = $1 AND buyer = $2 AND fingerprint_b = $3"
+    );
     let args = [Arg::Text(merchant.as_str()), Arg::Text(buyer.unwrap_or_default()), Arg::Bytes(fingerprint)];
-    db.find(SQL, &args).await?.as_ref().map(card_row).transpose()
+    let sql = if slot == 0 { BY_A } else { BY_B };
+    db.find(sql, &args).await?.as_ref().map(card_row).transpose()
 }
 
 /// Which of a merchant's cards to list.
@@ -289,7 +305,7 @@ pub async fn list_cards(
         "SELECT ",
         columns!(),
         " FROM cards WHERE merchant = $1 AND erased_at IS NULL \
-         AND (buyer = $2 OR $2 IS NULL) AND (fingerprint = $3 OR $3 IS NULL) \
+         AND (buyer = $2 OR $2 IS NULL) AND (fingerprint = $3 OR fingerprint_b = $3 OR $3 IS NULL) \
          AND (created_at, card_id) > \
              (COALESCE((SELECT created_at FROM cards WHERE merchant = $1 AND card_id = $4), 0), $4) \
          ORDER BY created_at, card_id LIMIT $5"
@@ -304,26 +320,39 @@ pub async fn list_cards(
     db.list(SQL, &args).await?.iter().map(card_row).collect()
 }
 
-/// Replaces the details of a card that is still at `version`; with `typed`, its number was typed again.
+/// Details of a card to replace.
+pub struct NewDetails<'a> {
+    /// The card's version that they were made from.
+    pub version: i64,
+    /// The epoch of the keys that they were sealed with.
+    pub epoch: i64,
+    /// The sealed details.
+    pub details: &'a Sealed,
+    /// Whether the card's number was typed again.
+    pub typed: bool,
+    /// Now.
+    pub now: Millis,
+}
+
+/// Replaces the details of a card that is still at their version, while their epoch lasts.
 pub async fn update_details(
     tx: &mut Tx,
     merchant: &Merchant,
     id: &CardId,
-    version: i64,
-    details: &Sealed,
-    typed: bool,
-    now: Millis,
+    new: &NewDetails<'_>,
 ) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE cards SET details = $4, version = version + 1, updated_at = $5, \
          typed_at = CASE WHEN $6 = 1 THEN $5 ELSE typed_at END \
-         WHERE merchant = $1 AND card_id = $2 AND version = $3 AND erased_at IS NULL";
+         WHERE merchant = $1 AND card_id = $2 AND version = $3 AND erased_at IS NULL \
+         AND EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $7)";
     let args = [
         Arg::Text(merchant.as_str()),
         Arg::Text(id.as_str()),
-        Arg::Int(version),
-        Arg::Bytes(details.as_bytes()),
-        Arg::Int(now.0),
-        Arg::Int(i64::from(typed)),
+        Arg::Int(new.version),
+        Arg::Bytes(new.details.as_bytes()),
+        Arg::Int(new.now.0),
+        Arg::Int(i64::from(new.typed)),
+        Arg::Int(new.epoch),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }
@@ -365,8 +394,8 @@ pub async fn erase_card(
     id: &CardId,
     now: Millis,
 ) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE cards SET fingerprint = NULL, pan = NULL, details = NULL, token = NULL, \
-         token_digest = NULL, buyer = '', \
+    const SQL: &str = "UPDATE cards SET fingerprint = NULL, fingerprint_b = NULL, pan = NULL, details = NULL, \
+         token = NULL, token_digest = NULL, buyer = '', \
          bin = '', cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, \
          updated_at = $3, erased_at = COALESCE(erased_at, $3) \
          WHERE merchant = $1 AND card_id = $2";

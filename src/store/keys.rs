@@ -1,6 +1,11 @@
 //! Wrapped data keys. At most one of each purpose is active; the unique index decides who makes it.
+//!
+//! Every change of the keys raises the epoch in the same transaction. A statement that stores a card names
+//! the epoch whose keys it used, and stores nothing where that epoch is over.
 
-use super::backend::{Arg, Db, Row, StoreError};
+use std::time::Duration;
+
+use super::backend::{Arg, Db, Row, StoreError, Tx};
 use crate::base::clock::Millis;
 use crate::base::ids::{DekId, KekId};
 
@@ -10,12 +15,24 @@ pub struct KeyRow {
     pub id: DekId,
     /// What it is for.
     pub purpose: String,
-    /// `active`, `decrypt-only` or `destroyed`.
+    /// `active`, `next`, `decrypt_only` or `destroyed`.
     pub state: String,
     /// Which KEK wraps it.
     pub kek_id: KekId,
     /// The wrapped key; none once destroyed.
     pub wrapped: Option<Vec<u8>>,
+    /// When it was made.
+    pub created_at: Millis,
+    /// When it stops sealing, where that was written down.
+    pub expires_at: Option<Millis>,
+    /// Records sealed and digests made, as far as processes have reported them.
+    pub uses: i64,
+    /// When another took its place.
+    pub retired_at: Option<Millis>,
+    /// When it was destroyed.
+    pub destroyed_at: Option<Millis>,
+    /// Which fingerprint column a fingerprint key fills: 0 or 1.
+    pub slot: i64,
 }
 
 fn key_row(row: &Row) -> Result<KeyRow, StoreError> {
@@ -25,44 +42,238 @@ fn key_row(row: &Row) -> Result<KeyRow, StoreError> {
         state: row.text("state")?,
         kek_id: KekId::parse(&row.text("kek_id")?).ok_or(StoreError::Damaged)?,
         wrapped: row.bytes_or_null("wrapped")?,
+        created_at: Millis(row.int("created_at")?),
+        expires_at: row.int_or_null("expires_at")?.map(Millis),
+        uses: row.int("uses")?,
+        retired_at: row.int_or_null("retired_at")?.map(Millis),
+        destroyed_at: row.int_or_null("destroyed_at")?.map(Millis),
+        slot: row.int("slot")?,
     })
+}
+
+macro_rules! columns {
+    () => {
+        "id, purpose, state, kek_id, wrapped, created_at, expires_at, uses, retired_at, destroyed_at, slot"
+    };
 }
 
 /// All data keys, oldest first.
 pub async fn list_keys(db: &Db) -> Result<Vec<KeyRow>, StoreError> {
-    const SQL: &str = "SELECT id, purpose, state, kek_id, wrapped FROM data_keys ORDER BY created_at, id";
+    const SQL: &str = concat!("SELECT ", columns!(), " FROM data_keys ORDER BY created_at, id");
     db.list(SQL, &[]).await?.iter().map(key_row).collect()
 }
 
 /// One data key.
 pub async fn find_key(db: &Db, id: &DekId) -> Result<Option<KeyRow>, StoreError> {
-    const SQL: &str = "SELECT id, purpose, state, kek_id, wrapped FROM data_keys WHERE id = $1";
+    const SQL: &str = concat!("SELECT ", columns!(), " FROM data_keys WHERE id = $1");
     db.find(SQL, &[Arg::Text(id.as_str())]).await?.as_ref().map(key_row).transpose()
 }
 
-/// Stores a new active key; `false` where its purpose has one already.
-pub async fn insert_active_key(
-    db: &Db,
-    id: &DekId,
-    purpose: &str,
-    kek_id: &KekId,
-    wrapped: &[u8],
-    now: Millis,
-) -> Result<bool, StoreError> {
-    const SQL: &str = "INSERT INTO data_keys (id, purpose, state, kek_id, wrapped, created_at) \
-         VALUES ($1, $2, 'active', $3, $4, $5) \
-         ON CONFLICT (purpose) WHERE state = 'active' DO NOTHING";
-    let changed = db
-        .execute(
-            SQL,
-            &[
-                Arg::Text(id.as_str()),
-                Arg::Text(purpose),
-                Arg::Text(kek_id.as_str()),
-                Arg::Bytes(wrapped),
-                Arg::Int(now.0),
-            ],
+/// A data key to insert.
+pub struct NewKey<'a> {
+    /// Its fresh id.
+    pub id: &'a DekId,
+    /// What it is for.
+    pub purpose: &'a str,
+    /// `active` or `next`.
+    pub state: &'a str,
+    /// Which KEK wraps it.
+    pub kek_id: &'a KekId,
+    /// The wrapped key.
+    pub wrapped: &'a [u8],
+    /// When it stops sealing.
+    pub expires_at: Millis,
+    /// Which fingerprint column it fills: 0 or 1.
+    pub slot: i64,
+    /// Now.
+    pub now: Millis,
+}
+
+macro_rules! insert {
+    ($conflict:literal) => {
+        concat!(
+            "INSERT INTO data_keys (id, purpose, state, kek_id, wrapped, created_at, expires_at, slot) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ",
+            $conflict
         )
-        .await?;
-    Ok(changed == 1)
+    };
+}
+
+impl NewKey<'_> {
+    fn args(&self) -> [Arg<'_>; 8] {
+        [
+            Arg::Text(self.id.as_str()),
+            Arg::Text(self.purpose),
+            Arg::Text(self.state),
+            Arg::Text(self.kek_id.as_str()),
+            Arg::Bytes(self.wrapped),
+            Arg::Int(self.now.0),
+            Arg::Int(self.expires_at.0),
+            Arg::Int(self.slot),
+        ]
+    }
+}
+
+/// Stores the first key of a purpose; `false` where it has an active one already.
+pub async fn insert_first_key(db: &Db, key: &NewKey<'_>) -> Result<bool, StoreError> {
+    const SQL: &str = insert!("ON CONFLICT (purpose) WHERE state = 'active' DO NOTHING");
+    Ok(db.execute(SQL, &key.args()).await? == 1)
+}
+
+/// Puts a new active key in the place of `old`, which only opens from now on; `false` where `old` is not
+/// active any more.
+pub async fn rotate_key(db: &Db, old: &DekId, key: &NewKey<'_>) -> Result<bool, StoreError> {
+    let mut tx = db.begin_write().await?;
+    let done = retire(&mut tx, old, key.now).await? && {
+        const SQL: &str = insert!("ON CONFLICT DO NOTHING");
+        tx.execute(SQL, &key.args()).await? == 1
+    };
+    end(tx, done).await
+}
+
+/// Stores a key that shall be active later; `false` where its purpose has one already.
+pub async fn announce_key(db: &Db, key: &NewKey<'_>) -> Result<bool, StoreError> {
+    let mut tx = db.begin_write().await?;
+    const SQL: &str = insert!("ON CONFLICT (purpose) WHERE state = 'next' DO NOTHING");
+    let done = tx.execute(SQL, &key.args()).await? == 1;
+    end(tx, done).await
+}
+
+/// Makes the announced key active in the place of `old`; `false` where that is not how they stand.
+pub async fn promote_key(db: &Db, old: &DekId, next: &DekId, now: Millis) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE data_keys SET state = 'active' WHERE id = $1 AND state = 'next'";
+    let mut tx = db.begin_write().await?;
+    let done = retire(&mut tx, old, now).await? && tx.execute(SQL, &[Arg::Text(next.as_str())]).await? == 1;
+    end(tx, done).await
+}
+
+async fn retire(tx: &mut Tx, id: &DekId, now: Millis) -> Result<bool, StoreError> {
+    const SQL: &str =
+        "UPDATE data_keys SET state = 'decrypt_only', retired_at = $2 WHERE id = $1 AND state = 'active'";
+    Ok(tx.execute(SQL, &[Arg::Text(id.as_str()), Arg::Int(now.0)]).await? == 1)
+}
+
+/// Commits what was done, with a new epoch, or takes it back.
+async fn end(mut tx: Tx, done: bool) -> Result<bool, StoreError> {
+    if !done {
+        tx.rollback().await?;
+        return Ok(false);
+    }
+    raise_epoch_in(&mut tx).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+/// Takes away a key that only opens: its wrapped bytes go, its row stays. `false` where it is not such a
+/// key. The caller has made sure that nothing needs it.
+pub async fn destroy_key(db: &Db, id: &DekId, now: Millis) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE data_keys SET state = 'destroyed', wrapped = NULL, destroyed_at = $2 \
+         WHERE id = $1 AND state = 'decrypt_only'";
+    let mut tx = db.begin_write().await?;
+    let done = tx.execute(SQL, &[Arg::Text(id.as_str()), Arg::Int(now.0)]).await? == 1;
+    end(tx, done).await
+}
+
+/// Has the engine overwrite what it still keeps of rows that were changed: SQLite's log, PostgreSQL's dead
+/// rows. What is in backups and in PostgreSQL's own log goes with those.
+pub async fn sweep_old_rows(db: &Db) -> Result<(), StoreError> {
+    if db.is_sqlite() {
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)", &[]).await?;
+    } else {
+        db.execute("VACUUM data_keys", &[]).await?;
+        db.execute("CHECKPOINT", &[]).await.or_else(|error| match error {
+            // Only a superuser may; the next checkpoint comes by itself.
+            StoreError::Refused(_) => Ok(0),
+            other => Err(other),
+        })?;
+    }
+    Ok(())
+}
+
+/// Puts a key that is wrapped under another KEK in the place of what was read; `false` where the row has
+/// changed since.
+pub async fn rewrap_key(db: &Db, row: &KeyRow, kek_id: &KekId, wrapped: &[u8]) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE data_keys SET kek_id = $2, wrapped = $3 \
+         WHERE id = $1 AND kek_id = $4 AND wrapped = $5";
+    let args = [
+        Arg::Text(row.id.as_str()),
+        Arg::Text(kek_id.as_str()),
+        Arg::Bytes(wrapped),
+        Arg::Text(row.kek_id.as_str()),
+        Arg::BytesOrNull(row.wrapped.as_deref()),
+    ];
+    Ok(db.execute(SQL, &args).await? == 1)
+}
+
+/// As [`rewrap_key`], for many keys in one transaction; how many were as they were read.
+pub async fn rewrap_keys(db: &Db, kek_id: &KekId, rows: &[(KeyRow, Vec<u8>)]) -> Result<u64, StoreError> {
+    const SQL: &str = "UPDATE data_keys SET kek_id = $2, wrapped = $3 \
+         WHERE id = $1 AND kek_id = $4 AND wrapped = $5";
+    let mut tx = db.begin_write().await?;
+    let mut done = 0;
+    for (row, wrapped) in rows {
+        let args = [
+            Arg::Text(row.id.as_str()),
+            Arg::Text(kek_id.as_str()),
+            Arg::Bytes(wrapped),
+            Arg::Text(row.kek_id.as_str()),
+            Arg::BytesOrNull(row.wrapped.as_deref()),
+        ];
+        done += tx.execute(SQL, &args).await?;
+    }
+    tx.commit().await?;
+    Ok(done)
+}
+
+/// Adds what a process counted.
+pub async fn add_uses(db: &Db, id: &DekId, uses: u64) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE data_keys SET uses = uses + $2 WHERE id = $1";
+    let uses = i64::try_from(uses).unwrap_or(i64::MAX);
+    db.execute(SQL, &[Arg::Text(id.as_str()), Arg::Int(uses)]).await?;
+    Ok(())
+}
+
+/// The epoch of the keys.
+pub async fn epoch(db: &Db) -> Result<i64, StoreError> {
+    let row = db.find("SELECT epoch FROM key_epoch WHERE one = 1", &[]).await?;
+    row.ok_or(StoreError::Damaged)?.int("epoch")
+}
+
+/// Begins a new epoch: nothing that was sealed with a view of the keys from before is stored any more.
+pub async fn raise_epoch(db: &Db) -> Result<(), StoreError> {
+    db.execute(RAISE, &[]).await.map(|_| ())
+}
+
+async fn raise_epoch_in(tx: &mut Tx) -> Result<(), StoreError> {
+    tx.execute(RAISE, &[]).await.map(|_| ())
+}
+
+const RAISE: &str = "UPDATE key_epoch SET epoch = epoch + 1 WHERE one = 1";
+
+/// How often the wait for other writers is begun anew, and how long one wait may hold up those who come
+/// after it.
+const WAITS: usize = 300;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Returns when every transaction that was writing cards or payments as this was called has ended. Those
+/// that write later have seen what was committed before the call.
+pub async fn wait_for_writers(db: &Db) -> Result<(), StoreError> {
+    if db.is_sqlite() {
+        // One writes at a time: who gets the lock has waited for the others.
+        return db.begin_write().await?.commit().await;
+    }
+    let mut last = StoreError::Damaged;
+    for _ in 0..WAITS {
+        let mut tx = db.begin_write().await?;
+        tx.execute("SET LOCAL lock_timeout = '250ms'", &[]).await?;
+        // SHARE waits for everybody who has written and not committed, and lets readers through.
+        match tx.execute("LOCK TABLE cards, payments IN SHARE MODE", &[]).await {
+            Ok(_) => return tx.commit().await,
+            Err(error) => last = error,
+        }
+        tx.rollback().await?;
+        // Those who queued behind the wait go first.
+        tokio::time::sleep(PAUSE).await;
+    }
+    Err(last)
 }

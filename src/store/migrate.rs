@@ -39,6 +39,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0005_gateway_tokens.sql"),
         include_str!("../../migrations/postgres/0005_gateway_tokens.sql"),
     ),
+    (
+        10,
+        "key rotation",
+        include_str!("../../migrations/sqlite/0010_key_rotation.sql"),
+        include_str!("../../migrations/postgres/0010_key_rotation.sql"),
+    ),
 ];
 
 /// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.

@@ -14,8 +14,8 @@ pub struct NewNotice<'a> {
     pub digest: &'a str,
     /// `notifyType`, as far as it is a known word.
     pub kind: &'a str,
-    /// Whose payment it is about, where that is known.
-    pub merchant: Option<&'a Merchant>,
+    /// Whose payment it is about; `nobody` where that is not known.
+    pub merchant: &'a Merchant,
     /// Which payment.
     pub payment_request_id: Option<&'a str>,
     /// Its text, scrubbed and sealed.
@@ -33,7 +33,7 @@ pub async fn insert_notice(tx: &mut Tx, notice: &NewNotice<'_>) -> Result<bool, 
         Arg::Text(notice.account.as_str()),
         Arg::Text(notice.digest),
         Arg::Text(notice.kind),
-        Arg::TextOrNull(notice.merchant.map(Merchant::as_str)),
+        Arg::Text(notice.merchant.as_str()),
         Arg::TextOrNull(notice.payment_request_id),
         Arg::Bytes(notice.body.as_bytes()),
         Arg::Int(notice.now.0),
@@ -50,6 +50,6 @@ pub async fn delete_old(db: &Db, before: Millis) -> Result<u64, StoreError> {
 
 /// How many notifications of unknown payments are kept.
 pub async fn count_unknown(db: &Db) -> Result<i64, StoreError> {
-    const SQL: &str = "SELECT COUNT(*) AS kept FROM notices WHERE merchant IS NULL";
+    const SQL: &str = "SELECT COUNT(*) AS kept FROM notices WHERE merchant = 'nobody'";
     db.find(SQL, &[]).await?.ok_or(StoreError::Damaged)?.int("kept")
 }

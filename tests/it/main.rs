@@ -12,6 +12,7 @@ mod cvv;
 mod events;
 mod features;
 mod isolation;
+mod keys;
 mod main_job;
 mod no_double_charge;
 mod operations;

@@ -14,26 +14,20 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
-use crate::base::bytes::length_prefixed;
 use crate::base::clock::Millis;
-use crate::base::entropy::{self, NoEntropy};
+use crate::base::entropy::NoEntropy;
 use crate::base::ids::{DekId, KekId};
 use crate::base::secret::{Key256, SecretText, key256};
-use crate::crypto::committed::{Binding, Fresh, NotSealed};
-use crate::crypto::keyring::{DataKey, Purpose, RAW_ID, raw_dek_id, raw_kek_id};
-use crate::crypto::mac::hmac_of;
+use crate::crypto::committed::Fresh;
+use crate::crypto::keyring::{DataKey, Purpose};
 
+use super::soft::{SoftKek, check_value};
 use super::{KekProvider, WrapError};
 
 /// Largest keyring file, in bytes: some three hundred keys.
 const FILE_BYTES: usize = 64 * 1024;
 /// The documented example. Whoever can read this program's source has its keys.
 const EXAMPLE: &str = include_str!("../../../keys.example");
-
-const FORMAT_VERSION: u8 = 1;
-const ALGORITHM: u8 = 1;
-/// Version, algorithm, KEK id.
-const HEADER: usize = 2 + RAW_ID;
 
 /// Why a keyring file is refused. Every text names the file, the cause and the mend; none holds anything
 /// of the file but key ids.
@@ -100,6 +94,22 @@ pub enum KeyFileError {
         /// The key.
         kek: KekId,
     },
+    /// An entry has no key, or says in two ways where it is.
+    #[error("{path}: {kek} needs exactly one of `key`, `split` and `hsm`; restore the file from its backup")]
+    NoKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        kek: KekId,
+    },
+    /// The description of a key's shares does not hold together.
+    #[error("{path}: the shares of {kek} are not described as in keys.example; restore the file")]
+    BadSplit {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        kek: KekId,
+    },
     /// One id, or one key, is there twice.
     #[error("{path}: {kek} is there twice; remove one, or restore the file from its backup")]
     Duplicate {
@@ -124,6 +134,9 @@ pub enum KeyFileError {
         /// The key.
         kek: KekId,
     },
+    /// Another command is changing the keyring.
+    #[error("{0}: another `cardvault keys` command is changing it; run this again when that one is done")]
+    Locked(PathBuf),
     /// No random bytes to make a key of.
     #[error(transparent)]
     NoEntropy(#[from] NoEntropy),
@@ -135,16 +148,69 @@ pub struct FileKek {
     keks: Vec<Kek>,
 }
 
-struct Kek {
-    id: KekId,
-    created: String,
-    key: Key256,
+/// An entry of a keyring file.
+pub struct Kek {
+    /// The KEK's id.
+    pub id: KekId,
+    /// When it was made, RFC 3339.
+    pub created: String,
+    /// Where its key is.
+    pub place: Place,
+}
+
+/// Where a KEK's key is.
+pub enum Place {
+    /// In the file.
+    File(SoftKek),
+    /// With custodians; the file tells their shares from others.
+    Split(Split),
+    /// In the token of `[keys.hsm]`, under the KEK's id as its label.
+    Token,
+}
+
+/// How a KEK is split. Nothing of it is secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    /// The KEK's own check value.
+    pub check: [u8; 8],
+    /// The id of this split; a share names it.
+    pub id: [u8; 8],
+    /// How many shares rebuild the key.
+    pub threshold: u8,
+    /// The check value of each share; the first is that of share 1.
+    pub shares: Vec<[u8; 8]>,
+}
+
+impl Place {
+    /// A word for people: `file`, `split` or `hsm`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Split(_) => "split",
+            Self::Token => "hsm",
+        }
+    }
+
+    fn copy(&self) -> Self {
+        match self {
+            Self::File(kek) => Self::File(kek.copy()),
+            Self::Split(split) => Self::Split(split.clone()),
+            Self::Token => Self::Token,
+        }
+    }
+}
+
+impl Kek {
+    fn copy(&self) -> Self {
+        Self { id: self.id.clone(), created: self.created.clone(), place: self.place.copy() }
+    }
 }
 
 /// The text of a new keyring file with one random key, made at `now`.
 pub fn generate(now: Millis) -> Result<SecretText, NoEntropy> {
-    let kek = Kek::make(now)?;
-    Ok(render(&kek.id, &[&kek]))
+    let kek = SoftKek::make()?;
+    let (id, created) = (kek.id().clone(), now.rfc3339());
+    Ok(FileKek { active: id.clone(), keks: vec![Kek { id, created, place: Place::File(kek) }] }.render())
 }
 
 /// Writes a keyring's text to a new file with mode 0600, and has the disk keep both the file and its
@@ -165,6 +231,42 @@ pub fn create_new(path: &Path, text: &SecretText) -> Result<(), KeyFileError> {
     Ok(())
 }
 
+/// Puts a keyring's text in the place of a keyring file, with mode 0600: at any instant, also after a
+/// crash, either the old file is there whole or the new one is.
+pub fn replace(path: &Path, text: &SecretText) -> Result<(), KeyFileError> {
+    // A link is followed once, here: replacing the link would leave the old keys at its target.
+    let target = std::fs::canonicalize(path).map_err(|error| KeyFileError::Io(path.to_owned(), error))?;
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let beside = target.with_file_name(name);
+    // What is there was left by a run that was cut off: nothing reads it.
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(KeyFileError::Io(beside, error));
+        }
+        _ => {}
+    }
+    create_new(&beside, text)?;
+    std::fs::rename(&beside, &target)
+        .and_then(|()| sync_directory(&target))
+        .map_err(|error| KeyFileError::Io(path.to_owned(), error))
+}
+
+/// Takes the right to change a keyring file, until the guard is dropped or the process ends: two commands
+/// that change it at once would lose one of the two changes.
+pub fn lock(path: &Path) -> Result<File, KeyFileError> {
+    let failed = |error: io::Error| KeyFileError::Io(path.to_owned(), error);
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder).map_err(failed)?;
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+        match error {
+            rustix::io::Errno::WOULDBLOCK => KeyFileError::Locked(path.to_owned()),
+            other => failed(other.into()),
+        }
+    })?;
+    Ok(folder)
+}
+
 /// Reads a keyring file, or says what is wrong with it.
 pub fn load(path: &Path) -> Result<FileKek, KeyFileError> {
     let bytes = read(path)?;
@@ -183,17 +285,59 @@ pub fn load(path: &Path) -> Result<FileKek, KeyFileError> {
 }
 
 impl FileKek {
-    /// The ids of all KEKs of the file, in its order, with when each was made (RFC 3339).
-    pub fn keks(&self) -> impl Iterator<Item = (&KekId, &str)> {
-        self.keks.iter().map(|kek| (&kek.id, kek.created.as_str()))
+    /// All KEKs of the file, in its order: the newest last.
+    pub fn keks(&self) -> &[Kek] {
+        &self.keks
     }
 
-    /// The text of a keyring with all keys of this one and a new one, which is active: the first step of
-    /// a KEK's rotation. Data keys that the old KEKs wrapped go on unwrapping.
-    pub fn with_new_kek(&self, now: Millis) -> Result<SecretText, NoEntropy> {
-        let new = Kek::make(now)?;
-        let all: Vec<&Kek> = self.keks.iter().chain([&new]).collect();
-        Ok(render(&new.id, &all))
+    /// The KEK that wraps.
+    pub fn active(&self) -> &KekId {
+        &self.active
+    }
+
+    /// The entry of a KEK.
+    pub fn find(&self, id: &KekId) -> Option<&Kek> {
+        self.keks.iter().find(|kek| kek.id == *id)
+    }
+
+    /// This keyring and one KEK more at its end, which wraps nothing yet.
+    pub fn with(&self, kek: Kek) -> Self {
+        let mut all = self.copy();
+        all.keks.push(kek);
+        all
+    }
+
+    /// This keyring with a new KEK in the file, which wraps from now on.
+    pub fn with_new_kek(&self, now: Millis) -> Result<Self, NoEntropy> {
+        let kek = SoftKek::make()?;
+        let id = kek.id().clone();
+        let all = self.with(Kek { id: id.clone(), created: now.rfc3339(), place: Place::File(kek) });
+        Ok(all.with_active(&id))
+    }
+
+    /// This keyring with another of its KEKs in use for wrapping.
+    pub fn with_active(&self, id: &KekId) -> Self {
+        Self { active: id.clone(), ..self.copy() }
+    }
+
+    /// This keyring with a KEK's key somewhere else.
+    pub fn with_place(&self, id: &KekId, place: Place) -> Self {
+        let mut all = self.copy();
+        if let Some(kek) = all.keks.iter_mut().find(|kek| kek.id == *id) {
+            kek.place = place;
+        }
+        all
+    }
+
+    /// This keyring without a KEK.
+    pub fn without(&self, id: &KekId) -> Self {
+        let mut all = self.copy();
+        all.keks.retain(|kek| kek.id != *id);
+        all
+    }
+
+    fn copy(&self) -> Self {
+        Self { active: self.active.clone(), keks: self.keks.iter().map(Kek::copy).collect() }
     }
 
     fn of(path: &Path, file: Keyring) -> Result<Self, KeyFileError> {
@@ -201,11 +345,17 @@ impl FileKek {
         let mut keks: Vec<Kek> = Vec::with_capacity(file.kek.len());
         for entry in &file.kek {
             let kek = entry.check(path)?;
-            let same = |other: &Key256| bool::from(other.expose_secret().ct_eq(kek.key.expose_secret()));
+            let same = |other: &Key256| match &kek.place {
+                Place::File(soft) => bool::from(other.expose_secret().ct_eq(soft.key.expose_secret())),
+                _ => false,
+            };
             if published.iter().any(same) {
                 return Err(KeyFileError::Published { path: path.to_owned(), kek: kek.id });
             }
-            if keks.iter().any(|other| other.id == kek.id || same(&other.key)) {
+            let twice = |other: &Kek| {
+                other.id == kek.id || matches!(&other.place, Place::File(soft) if same(&soft.key))
+            };
+            if keks.iter().any(twice) {
                 return Err(KeyFileError::Duplicate { path: path.to_owned(), kek: kek.id });
             }
             keks.push(kek);
@@ -217,18 +367,72 @@ impl FileKek {
         Ok(Self { active, keks })
     }
 
-    fn kek(&self, id: &KekId) -> Result<&Kek, WrapError> {
-        self.keks.iter().find(|kek| kek.id == *id).ok_or_else(|| WrapError::UnknownKek(id.clone()))
+    /// The key of a KEK, where it is in the file.
+    pub(super) fn soft(&self, id: &KekId) -> Result<&SoftKek, WrapError> {
+        match self.find(id).map(|kek| &kek.place) {
+            Some(Place::File(soft)) => Ok(soft),
+            Some(Place::Split(_)) => Err(WrapError::Sealed(id.clone())),
+            Some(Place::Token) => Err(WrapError::NoToken(id.clone())),
+            None => Err(WrapError::UnknownKek(id.clone())),
+        }
+    }
+
+    /// The file's text, in a buffer that does not regrow.
+    pub fn render(&self) -> SecretText {
+        const HEAD: &str =
+            "# cardvault's keyring. Whoever reads it can open every card; keys.example explains it.\n";
+        const BYTES_EACH: usize = 320;
+        const BYTES_OF_A_SHARE: usize = 24;
+        let shares: usize = self.keks.iter().map(|kek| kek.place.shares()).sum();
+        let size = HEAD.len() + BYTES_EACH * (self.keks.len() + 1) + BYTES_OF_A_SHARE * shares;
+        let mut text = String::with_capacity(size);
+        let line = |text: &mut String, name: &str, value: &str| {
+            for part in [name, " = \"", value, "\"\n"] {
+                text.push_str(part);
+            }
+        };
+        text.push_str(HEAD);
+        line(&mut text, "active", self.active.as_str());
+        for kek in &self.keks {
+            line(&mut text, "\n[[kek]]\nid", kek.id.as_str());
+            line(&mut text, "created", &kek.created);
+            match &kek.place {
+                Place::File(soft) => {
+                    let mut key = Zeroizing::new([0; 44]);
+                    BASE64.encode_mut(soft.key.expose_secret(), key.as_mut());
+                    line(&mut text, "key", std::str::from_utf8(key.as_slice()).unwrap_or_default());
+                    line(&mut text, "check", &HEXLOWER.encode(&soft.check()));
+                }
+                Place::Split(split) => {
+                    line(&mut text, "check", &HEXLOWER.encode(&split.check));
+                    let shares: Vec<String> =
+                        split.shares.iter().map(|check| format!("\"{}\"", HEXLOWER.encode(check))).collect();
+                    let (id, shares) = (HEXLOWER.encode(&split.id), shares.join(", "));
+                    let threshold = split.threshold;
+                    text.push_str(&format!(
+                        "split = {{ id = \"{id}\", threshold = {threshold}, shares = [{shares}] }}\n"
+                    ));
+                }
+                Place::Token => text.push_str("hsm = true\n"),
+            }
+        }
+        SecretText::new(text)
+    }
+}
+
+impl Place {
+    fn shares(&self) -> usize {
+        if let Self::Split(split) = self { split.shares.len() } else { 0 }
     }
 }
 
 impl KekProvider for FileKek {
-    fn kek_id(&self) -> &KekId {
-        &self.active
+    fn kek_id(&self) -> KekId {
+        self.active.clone()
     }
 
-    fn wrap(&self, key: &DataKey) -> Result<Vec<u8>, WrapError> {
-        self.kek(&self.active)?.wrap(key, &Fresh::make()?)
+    fn wrap_under(&self, kek: &KekId, key: &DataKey) -> Result<Vec<u8>, WrapError> {
+        self.soft(kek)?.wrap(key, &Fresh::make()?)
     }
 
     fn unwrap(
@@ -238,57 +442,8 @@ impl KekProvider for FileKek {
         kek: &KekId,
         wrapped: &[u8],
     ) -> Result<DataKey, WrapError> {
-        self.kek(kek)?.unwrap(id, purpose, wrapped).ok_or(WrapError::CouldNotOpen)
+        self.soft(kek)?.unwrap(id, purpose, wrapped).ok_or(WrapError::CouldNotOpen)
     }
-}
-
-impl Kek {
-    fn make(now: Millis) -> Result<Self, NoEntropy> {
-        let mut filled = Ok(());
-        let key = key256(|bytes| filled = entropy::fill(bytes));
-        filled?;
-        Ok(Self { id: KekId::make()?, created: now.rfc3339(), key })
-    }
-
-    fn wrap(&self, key: &DataKey, fresh: &Fresh) -> Result<Vec<u8>, WrapError> {
-        let mut header = [FORMAT_VERSION; HEADER];
-        header[1] = ALGORITHM;
-        header[2..].copy_from_slice(&raw_kek_id(&self.id).ok_or(WrapError::CouldNotOpen)?);
-        let (info, aad) = self.bound_to(key.id(), key.purpose());
-        let binding = Binding { key: &self.key, info: &info, aad: &aad };
-        binding.seal(&header, key.key().expose_secret(), fresh).map_err(|reason| match reason {
-            NotSealed::Refused => WrapError::CouldNotOpen,
-            NotSealed::NotReadBack => WrapError::NotReadBack,
-        })
-    }
-
-    fn unwrap(&self, id: &DekId, purpose: Purpose, wrapped: &[u8]) -> Option<DataKey> {
-        let (header, body) = wrapped.split_first_chunk::<HEADER>()?;
-        let [FORMAT_VERSION, ALGORITHM, kek @ ..] = header else { return None };
-        // The header's id is the KEK's, and the data key's id is one that a header could hold.
-        if *kek != raw_kek_id(&self.id)? || raw_dek_id(id).is_none() {
-            return None;
-        }
-        let (info, aad) = self.bound_to(id, purpose);
-        let block = Binding { key: &self.key, info: &info, aad: &aad }.open(body)?;
-        let bytes: &[u8; 32] = block.as_slice().try_into().ok()?;
-        Some(DataKey::new(id.clone(), purpose, key256(|key| key.copy_from_slice(bytes))))
-    }
-
-    fn bound_to(&self, id: &DekId, purpose: Purpose) -> (Vec<u8>, Vec<u8>) {
-        let lp = |format: &str| {
-            let parts = [format, self.id.as_str(), id.as_str(), purpose.as_str()];
-            length_prefixed(&parts.map(str::as_bytes))
-        };
-        (lp("cardvault/wrap/v1"), lp("wrap/1"))
-    }
-}
-
-/// The first 8 bytes, in hex, of HMAC-SHA-256(key, "cardvault/kek-check/v1"). Tells a damaged key from a
-/// good one and reveals nothing of it.
-fn check_value(key: &Key256) -> String {
-    let mac = hmac_of(key, b"cardvault/kek-check/v1");
-    HEXLOWER.encode(mac.first_chunk::<8>().unwrap_or(&[0; 8]))
 }
 
 #[derive(Deserialize)]
@@ -303,13 +458,26 @@ struct Keyring {
 struct Entry {
     id: String,
     created: String,
-    #[serde(deserialize_with = "wiped")]
-    key: SecretText,
+    #[serde(default, deserialize_with = "wiped")]
+    key: Option<SecretText>,
+    #[serde(default)]
     check: String,
+    #[serde(default)]
+    split: Option<SplitEntry>,
+    #[serde(default)]
+    hsm: bool,
 }
 
-fn wiped<'de, D: serde::Deserializer<'de>>(from: D) -> Result<SecretText, D::Error> {
-    String::deserialize(from).map(SecretText::new)
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SplitEntry {
+    id: String,
+    threshold: u8,
+    shares: Vec<String>,
+}
+
+fn wiped<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<SecretText>, D::Error> {
+    String::deserialize(from).map(|text| Some(SecretText::new(text)))
 }
 
 impl Entry {
@@ -319,17 +487,43 @@ impl Entry {
         if OffsetDateTime::parse(&self.created, &Rfc3339).is_err() {
             return Err(KeyFileError::BadTime { path: path(), kek: id });
         }
-        let Some(key) = decode(self.key.expose()) else {
-            return Err(KeyFileError::BadKey { path: path(), kek: id });
+        let place = match (&self.key, &self.split, self.hsm) {
+            (Some(key), None, false) => {
+                let Some(key) = decode(key.expose()) else {
+                    return Err(KeyFileError::BadKey { path: path(), kek: id });
+                };
+                let check = HEXLOWER.encode(&check_value(&key));
+                if !bool::from(check.as_bytes().ct_eq(self.check.as_bytes())) {
+                    return Err(KeyFileError::CheckValue { path: path(), kek: id });
+                }
+                Place::File(SoftKek { id: id.clone(), key })
+            }
+            (None, Some(split), false) => match split.read(&self.check) {
+                Some(split) => Place::Split(split),
+                None => return Err(KeyFileError::BadSplit { path: path(), kek: id }),
+            },
+            (None, None, true) => Place::Token,
+            _ => return Err(KeyFileError::NoKey { path: path(), kek: id }),
         };
-        if !bool::from(check_value(&key).as_bytes().ct_eq(self.check.as_bytes())) {
-            return Err(KeyFileError::CheckValue { path: path(), kek: id });
-        }
-        Ok(Kek { id, created: self.created.clone(), key })
+        Ok(Kek { id, created: self.created.clone(), place })
     }
 }
 
-/// 32 bytes from base64 with its padding, in its one spelling.
+impl SplitEntry {
+    fn read(&self, check: &str) -> Option<Split> {
+        let eight = |text: &str| HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok();
+        let shares: Vec<[u8; 8]> = self.shares.iter().map(|text| eight(text)).collect::<Option<_>>()?;
+        let threshold = usize::from(self.threshold);
+        let sound = threshold >= 2 && threshold <= shares.len() && shares.len() <= 255;
+        sound.then_some(Split {
+            check: eight(check)?,
+            id: eight(&self.id)?,
+            threshold: self.threshold,
+            shares,
+        })
+    }
+}
+
 fn decode(text: &str) -> Option<Key256> {
     let bytes = Zeroizing::new(BASE64.decode(text.as_bytes()).ok()?);
     let bytes: &[u8; 32] = bytes.as_slice().try_into().ok()?;
@@ -342,32 +536,6 @@ fn published_keys() -> Vec<Key256> {
         .lines()
         .filter_map(|line| line.trim_start_matches(['#', ' ']).strip_prefix("key = \"")?.split('"').next());
     values.filter_map(decode).collect()
-}
-
-/// A keyring's text, in a buffer that does not regrow.
-fn render(active: &KekId, keks: &[&Kek]) -> SecretText {
-    const HEAD: &str =
-        "# cardvault's keyring. Whoever reads it can open every card; keys.example explains it.\n";
-    const BYTES_EACH: usize = 256;
-    let mut text = String::with_capacity(HEAD.len() + BYTES_EACH * (keks.len() + 1));
-    text.push_str(HEAD);
-    for part in ["active = \"", active.as_str(), "\"\n"] {
-        text.push_str(part);
-    }
-    for kek in keks {
-        let mut key = Zeroizing::new([0; 44]);
-        BASE64.encode_mut(kek.key.expose_secret(), key.as_mut());
-        let key = std::str::from_utf8(key.as_slice()).unwrap_or_default();
-        let check = check_value(&kek.key);
-        let lines =
-            [("\n[[kek]]\nid", kek.id.as_str()), ("created", &kek.created), ("key", key), ("check", &check)];
-        for (name, value) in lines {
-            for part in [name, " = \"", value, "\"\n"] {
-                text.push_str(part);
-            }
-        }
-    }
-    SecretText::new(text)
 }
 
 /// Opens, checks the open file (not the name, which could change under the check), and reads it into

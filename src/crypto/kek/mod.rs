@@ -2,6 +2,12 @@
 //! what it wraps is nowhere else (PCI DSS 3.6.1.2, 3.6.1.3: stored separately, at least as strong).
 
 pub mod file;
+mod keks;
+pub mod shares;
+mod soft;
+
+pub use keks::{Keks, TokenKeks};
+pub use soft::SoftKek;
 
 use crate::base::entropy::NoEntropy;
 use crate::base::ids::{DekId, KekId};
@@ -11,15 +17,34 @@ use super::keyring::{DataKey, Purpose};
 /// Holds key-encryption keys, of which one is in use for wrapping.
 pub trait KekProvider: Send + Sync {
     /// The KEK that wraps.
-    fn kek_id(&self) -> &KekId;
+    fn kek_id(&self) -> KekId;
 
-    /// Wraps a data key under [`Self::kek_id`].
-    fn wrap(&self, key: &DataKey) -> Result<Vec<u8>, WrapError>;
+    /// Wraps a data key under [`Self::kek_id`], and names that KEK.
+    fn wrap(&self, key: &DataKey) -> Result<Wrapped, WrapError> {
+        let kek = self.kek_id();
+        let bytes = self.wrap_under(&kek, key)?;
+        Ok(Wrapped { kek, bytes })
+    }
+
+    /// Wraps a data key under a KEK that need not be the one in use.
+    fn wrap_under(&self, kek: &KekId, key: &DataKey) -> Result<Vec<u8>, WrapError>;
 
     /// Unwraps a data key that `kek` wrapped. `id`, `purpose` and `kek` are what the row says of it; a
     /// wrapped key that belongs to another row does not unwrap.
     fn unwrap(&self, id: &DekId, purpose: Purpose, kek: &KekId, wrapped: &[u8])
     -> Result<DataKey, WrapError>;
+
+    /// Looks again at what it was made from: a KEK may have been added or removed since. Where that cannot
+    /// be read, what was known stays.
+    fn reload(&self) {}
+}
+
+/// A wrapped data key, and the KEK that opens it.
+pub struct Wrapped {
+    /// Which KEK.
+    pub kek: KekId,
+    /// The wrapped key (`docs/envelope.md`).
+    pub bytes: Vec<u8>,
 }
 
 /// Why a data key was not wrapped or unwrapped.
@@ -31,6 +56,20 @@ pub enum WrapError {
     /// The provider does not have this KEK.
     #[error("the key-encryption key {0} is not there; put the keyring that holds it back in place")]
     UnknownKek(KekId),
+    /// The KEK is split among custodians, who have not brought enough of its shares.
+    #[error(
+        "the key-encryption key {0} is split; its custodians bring their shares with `cardvault keys unseal`"
+    )]
+    Sealed(KekId),
+    /// The KEK is in a token, and none is configured, or this program was built without PKCS#11.
+    #[error("the key-encryption key {0} is in a token; name it in [keys.hsm]")]
+    NoToken(KekId),
+    /// The key never leaves its token.
+    #[error("the key-encryption key {0} is in a token, which does not give it out")]
+    NotInFile(KekId),
+    /// The token does not answer, or not as it should.
+    #[error("the token failed: {0}")]
+    Token(String),
     /// The wrapped key was altered, belongs to another row, or is of another format.
     #[error("the wrapped key could not be opened")]
     CouldNotOpen,

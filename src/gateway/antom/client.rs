@@ -165,7 +165,7 @@ impl Gateway for Client {
         headers: &SignatureHeaders<'_>,
         body: &[u8],
     ) -> Result<VerifiedText, NotVerified> {
-        self.verifier.verify(path, headers, body).map(Into::into)
+        self.verifier.load().verify(path, headers, body).map(Into::into)
     }
 }
 

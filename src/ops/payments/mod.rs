@@ -19,8 +19,7 @@ use crate::base::limits::PAGE;
 use crate::base::sealed::Sealed;
 use crate::base::secret::SecretText;
 use crate::crypto::aad::{Field, Place};
-use crate::crypto::keyring::Purpose;
-use crate::crypto::{envelope, fingerprint, request_mac};
+use crate::crypto::{envelope, request_mac};
 use crate::gateway::Gateway;
 use crate::model::access::{Allowed, Pay, ReadPayments, Scope, WriteCards};
 use crate::model::pay_request::{PayRequest, canonical, payment_request_id};
@@ -111,10 +110,8 @@ impl Vault {
                 Ok(matches!(known, Some(Held::Token { digest: known, .. }) if known == digest))
             }
             (Some(card), Named::Number(pan)) => {
-                let key = self.keys.active(Purpose::Fingerprint)?;
-                let digest = fingerprint::fingerprint(&key, &row.merchant, &pan)?;
-                let known = find_card(&self.db, &row.merchant, card).await?.map(|card| card.held);
-                Ok(matches!(known, Some(Held::Pan(known)) if known.fingerprint == digest))
+                let known = find_card(&self.db, &row.merchant, card).await?;
+                known.map_or(Ok(false), |known| self.has_pan(&row.merchant, &known, &pan))
             }
             _ => Ok(false),
         }

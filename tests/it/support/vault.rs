@@ -174,6 +174,34 @@ impl TestVault {
         child
     }
 
+    /// Starts one more server on the same database and configuration, in this process.
+    pub async fn another(&self) -> Another {
+        let policy = self.policy.clone();
+        let app = App::start_with(&self.config, policy).await.unwrap_or_else(|error| panic!("{error:#}"));
+        let address = app.api_address();
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(app.serve(async {
+            let _ = stopped.await;
+        }));
+        Another { address, stop, task }
+    }
+
+    /// Runs a command of the real program with this vault's configuration file.
+    pub async fn run(&self, arguments: &[&str]) -> std::process::Output {
+        self.command(arguments).output().await.expect("it runs")
+    }
+
+    /// A command of the real program with this vault's configuration file, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cardvault"));
+        command
+            .args(arguments)
+            .env("CARDVAULT_CONFIG", self.dir.path().join("cardvault.toml"))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
     /// Where the program's log goes.
     pub fn program_log(&self) -> PathBuf {
         self.dir.path().join("program.log")
@@ -218,6 +246,22 @@ impl TestVault {
         self.guard.assert_clean(secrets);
         super::leak::scan_dir(&self.files, secrets);
         self.sandbox.stop().await;
+    }
+}
+
+/// A second server on the same database.
+pub struct Another {
+    /// Where its API listens.
+    pub address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Another {
+    /// Stops it gracefully.
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        self.task.await.expect("a graceful stop");
     }
 }
 
@@ -329,6 +373,11 @@ impl Caller {
             .build()
             .expect("a client");
         Self { http, base: format!("https://{}", vault.address) }
+    }
+
+    /// The same caller at another server.
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self { http: self.http.clone(), base: format!("https://{address}") }
     }
 
     /// Makes a call, or tells that no answer came.

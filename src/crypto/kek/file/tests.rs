@@ -10,18 +10,19 @@ const NOW: Millis = Millis(1_772_366_400_000);
 
 /// A KEK of known bytes, and a wrapping with known salt and nonce: for golden files only.
 pub(in crate::crypto) fn wrap_known(kek: &KekId, key: [u8; 32], dek: &DataKey, fresh: &Fresh) -> Vec<u8> {
-    known(kek, key).kek(kek).and_then(|kek| kek.wrap(dek, fresh)).expect("wrapped")
+    known(kek, key).soft(kek).and_then(|kek| kek.wrap(dek, fresh)).expect("wrapped")
 }
 
 /// A provider with one KEK of known bytes.
 pub(in crate::crypto) fn known(kek: &KekId, key: [u8; 32]) -> FileKek {
     let key = key256(|bytes| bytes.copy_from_slice(&key));
-    FileKek { active: kek.clone(), keks: vec![Kek { id: kek.clone(), created: NOW.rfc3339(), key }] }
+    let place = Place::File(SoftKek { id: kek.clone(), key });
+    FileKek { active: kek.clone(), keks: vec![Kek { id: kek.clone(), created: NOW.rfc3339(), place }] }
 }
 
 /// The check value of known key bytes.
 pub(in crate::crypto) fn check_of(key: [u8; 32]) -> String {
-    check_value(&key256(|bytes| bytes.copy_from_slice(&key)))
+    HEXLOWER.encode(&check_value(&key256(|bytes| bytes.copy_from_slice(&key))))
 }
 
 struct Fixture {
@@ -74,15 +75,22 @@ fn a_generated_keyring_is_private_and_loads() {
     let mode = std::fs::metadata(&fixture.path).expect("there").permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
     let keyring = fixture.load().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(keyring.keks().collect::<Vec<_>>(), [(keyring.kek_id(), NOW.rfc3339().as_str())]);
+    let [kek] = keyring.keks() else { panic!("one key") };
+    assert_eq!((&kek.id, kek.created.as_str()), (keyring.active(), NOW.rfc3339().as_str()));
 }
 
 #[test]
 fn generated_text_fits_its_buffer() {
     let keyring = Fixture::with(&generated()).load().unwrap_or_else(|error| panic!("{error}"));
-    let keks: Vec<&Kek> = std::iter::repeat_n(&keyring.keks[0], 100).collect();
-    let text = render(keyring.kek_id(), &keks);
-    assert!(text.expose().len() < 256 * 101, "the capacity that was reserved");
+    let split = Split { check: [255; 8], id: [255; 8], threshold: 3, shares: vec![[255; 8]; 255] };
+    let mut all = keyring.copy();
+    for place in [Place::Split(split), Place::Token] {
+        let created = NOW.rfc3339();
+        all.keks.extend(std::iter::repeat_n((), 50).map(|()| keyring.keks[0].copy()));
+        all.keks.push(Kek { id: keyring.active.clone(), created, place });
+    }
+    let text = all.render();
+    assert!(text.expose().len() < 320 * 103 + 24 * 255, "the capacity that was reserved");
 }
 
 #[test]
@@ -190,15 +198,15 @@ fn the_published_example_is_good_in_all_but_its_key() {
     // Under another id too, and beside a good key.
     let bytes = *published[0].expose_secret();
     let stolen = known(&KekId::make().expect("entropy"), bytes).with_new_kek(NOW).expect("entropy");
-    let fixture = Fixture::with(stolen.expose());
+    let fixture = Fixture::with(stolen.render().expose());
     assert!(matches!(fixture.load().err(), Some(KeyFileError::Published { .. })));
 }
 
 #[test]
 fn a_wrapped_key_unwraps_for_its_row_only() {
     let keyring = Fixture::with(&generated()).load().unwrap_or_else(|error| panic!("{error}"));
-    let (kek, dek) = (keyring.kek_id(), make_data_key(Purpose::Card).expect("entropy"));
-    let wrapped = keyring.wrap(&dek).expect("wrapped");
+    let (kek, dek) = (keyring.active(), make_data_key(Purpose::Card).expect("entropy"));
+    let wrapped = keyring.wrap(&dek).expect("wrapped").bytes;
     assert_eq!(wrapped.len(), 146);
     let unwrap = |id: &DekId, purpose, wrapped: &[u8]| keyring.unwrap(id, purpose, kek, wrapped);
     let opened = unwrap(dek.id(), Purpose::Card, &wrapped).unwrap_or_else(|error| panic!("{error}"));
@@ -226,16 +234,66 @@ fn a_wrapped_key_unwraps_for_its_row_only() {
 fn after_rotation_the_old_kek_still_unwraps_and_the_new_one_wraps() {
     let before = Fixture::with(&generated()).load().unwrap_or_else(|error| panic!("{error}"));
     let dek = make_data_key(Purpose::Fingerprint).expect("entropy");
-    let wrapped = before.wrap(&dek).expect("wrapped");
-    let text = before.with_new_kek(NOW).expect("entropy");
+    let wrapped = before.wrap(&dek).expect("wrapped").bytes;
+    let text = before.with_new_kek(NOW).expect("entropy").render();
     let after = Fixture::with(text.expose()).load().unwrap_or_else(|error| panic!("{error}"));
     assert_ne!(after.kek_id(), before.kek_id());
-    let opened = after.unwrap(dek.id(), Purpose::Fingerprint, before.kek_id(), &wrapped);
+    let opened = after.unwrap(dek.id(), Purpose::Fingerprint, before.active(), &wrapped);
     let opened = opened.unwrap_or_else(|error| panic!("{error}"));
-    let again = after.wrap(&opened).expect("wrapped");
-    assert!(after.unwrap(dek.id(), Purpose::Fingerprint, after.kek_id(), &again).is_ok());
-    let mixed = after.unwrap(dek.id(), Purpose::Fingerprint, after.kek_id(), &wrapped);
+    let again = after.wrap(&opened).expect("wrapped").bytes;
+    assert!(after.unwrap(dek.id(), Purpose::Fingerprint, after.active(), &again).is_ok());
+    let mixed = after.unwrap(dek.id(), Purpose::Fingerprint, after.active(), &wrapped);
     assert_eq!(mixed.err(), Some(WrapError::CouldNotOpen));
-    let unknown = before.unwrap(dek.id(), Purpose::Fingerprint, after.kek_id(), &again);
-    assert_eq!(unknown.err(), Some(WrapError::UnknownKek(after.kek_id().clone())));
+    let unknown = before.unwrap(dek.id(), Purpose::Fingerprint, after.active(), &again);
+    assert_eq!(unknown.err(), Some(WrapError::UnknownKek(after.active().clone())));
+}
+
+#[test]
+fn a_split_key_and_one_in_a_token_are_kept_as_they_are_described() {
+    let keyring = Fixture::with(&generated()).load().unwrap_or_else(|error| panic!("{error}"));
+    let split = Split { check: [1; 8], id: [2; 8], threshold: 2, shares: vec![[3; 8], [4; 8], [5; 8]] };
+    let entry = |place| Kek { id: KekId::make().expect("entropy"), created: NOW.rfc3339(), place };
+    let (split, token) = (entry(Place::Split(split)), entry(Place::Token));
+    let (split_id, token_id) = (split.id.clone(), token.id.clone());
+    let fixture = Fixture::with(keyring.with(split).with(token).render().expose());
+    let again = fixture.load().unwrap_or_else(|error| panic!("{error}"));
+    let Some(Kek { place: Place::Split(split), .. }) = again.find(&split_id) else { panic!("split") };
+    assert_eq!((split.check, split.id, split.threshold, split.shares.len()), ([1; 8], [2; 8], 2, 3));
+    assert_eq!(again.soft(&split_id).err(), Some(WrapError::Sealed(split_id.clone())));
+    assert_eq!(again.soft(&token_id).err(), Some(WrapError::NoToken(token_id)));
+    let text = again.render();
+    for (from, to) in [("threshold = 2", "threshold = 1"), ("threshold = 2", "threshold = 4"), ("0303", "03")]
+    {
+        let broken = Fixture::with(&text.expose().replacen(from, to, 1));
+        assert!(matches!(broken.refusal().0, KeyFileError::BadSplit { .. }), "{from} {to}");
+    }
+    let both = text.expose().replacen("hsm = true", "hsm = true\nkey = \"AAAA\"", 1);
+    assert!(matches!(Fixture::with(&both).refusal().0, KeyFileError::NoKey { .. }));
+    let none = text.expose().replacen("hsm = true", "", 1);
+    assert!(matches!(Fixture::with(&none).refusal().0, KeyFileError::NoKey { .. }));
+}
+
+#[test]
+fn a_keyring_is_replaced_whole_and_stays_private() {
+    let fixture = Fixture::with(&generated());
+    let before = fixture.load().unwrap_or_else(|error| panic!("{error}"));
+    // What a run that was cut off left behind is no hindrance.
+    std::fs::write(fixture.path.with_file_name("keyring.toml.new"), "half").expect("written");
+    let link = fixture.path.with_file_name("link.toml");
+    std::os::unix::fs::symlink(&fixture.path, &link).expect("linked");
+    replace(&link, &before.with_new_kek(NOW).expect("entropy").render()).expect("replaced");
+    let after = fixture.load().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((after.keks().len(), after.keks()[0].id == *before.active()), (2, true));
+    assert_eq!(std::fs::metadata(&fixture.path).expect("there").permissions().mode() & 0o7777, 0o600);
+    assert!(std::fs::symlink_metadata(&link).expect("there").is_symlink());
+    assert!(!fixture.path.with_file_name("keyring.toml.new").exists());
+}
+
+#[test]
+fn one_command_at_a_time_changes_a_keyring() {
+    let fixture = Fixture::with(&generated());
+    let held = lock(&fixture.path).expect("locked");
+    assert!(matches!(lock(&fixture.path).err(), Some(KeyFileError::Locked(_))));
+    drop(held);
+    assert!(lock(&fixture.path).is_ok());
 }

@@ -1,0 +1,88 @@
+//! `cardvault keys …`: what an operator does to keys. Each command can be cut off and run again.
+
+mod destroy;
+mod progress;
+mod reencrypt;
+mod rotate;
+mod status;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::app::{self, open_database};
+use crate::base::clock::{Clock, SharedClock, SystemClock};
+use crate::config::{self, Config};
+use crate::crypto::kek::file;
+use crate::ops::rotation::Admin;
+use crate::telemetry;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Make a keyring file with one random key-encryption key.
+    Init {
+        /// Where to write it; never over a file that is there.
+        #[arg(long, default_value = "keys/keyring.toml")]
+        keyring: PathBuf,
+    },
+    /// Show every key: state, age, cryptoperiod, uses, and the rows that need it.
+    Status(status::Args),
+    /// Bring a new key into use.
+    #[command(subcommand)]
+    Rotate(rotate::Command),
+    /// Move all records from retired card keys to the active one, beside running servers.
+    Reencrypt(reencrypt::Args),
+    /// Destroy a key that was rotated away, once nothing needs it.
+    Destroy(destroy::Args),
+}
+
+/// What every command that works on the keys takes.
+#[derive(clap::Args, Clone)]
+pub struct Common {
+    /// The configuration file.
+    #[arg(long, env = "CARDVAULT_CONFIG")]
+    config: PathBuf,
+    /// How many seconds to wait for running servers to follow.
+    #[arg(long, default_value_t = 60)]
+    wait_s: u64,
+}
+
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Init { keyring } => {
+            file::create_new(&keyring, &file::generate(SystemClock.now())?)?;
+            println!("wrote {}; keep a copy where the database's backups are not", keyring.display());
+            Ok(())
+        }
+        Command::Status(args) => status::run(args).await,
+        Command::Rotate(command) => rotate::run(command).await,
+        Command::Reencrypt(args) => reencrypt::run(args).await,
+        Command::Destroy(args) => destroy::run(args).await,
+    }
+}
+
+/// Reads the configuration and opens what it names. No key is unwrapped.
+async fn admin(common: &Common) -> anyhow::Result<(Config, Admin)> {
+    telemetry::start("error");
+    telemetry::keep_memory_private();
+    let config = Config::load(&common.config, config::environment())?;
+    let db = open_database(&config).await?;
+    let keks = Arc::new(app::keks(&config)?);
+    let clock: SharedClock = Arc::new(SystemClock);
+    let patience = Duration::from_secs(common.wait_s);
+    let admin = Admin::new(db, keks, &clock, config.keys.policy(), patience)?;
+    Ok((config, admin))
+}
+
+/// As [`admin`], with every data key unwrapped.
+async fn opened(common: &Common) -> anyhow::Result<(Config, Admin)> {
+    let (config, admin) = admin(common).await?;
+    admin
+        .keys
+        .open_only()
+        .await
+        .context("opening the data keys (is the schema up to date? `cardvault migrate` brings it there)")?;
+    Ok((config, admin))
+}

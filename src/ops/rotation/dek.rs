@@ -1,0 +1,52 @@
+//! A new data key: it seals from now on, and the old one only opens.
+
+use crate::base::ids::DekId;
+use crate::crypto::keyring::{KeyState, Purpose};
+use crate::store::keys::{NewKey, list_keys, rotate_key};
+
+use super::{Admin, RotationError};
+
+/// What a rotation came to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rotated {
+    /// The key that only opens from now on.
+    pub old: DekId,
+    /// The key that seals.
+    pub new: DekId,
+}
+
+impl Admin {
+    /// Makes a new active key for `purpose`. Where somebody else does so at the same moment, theirs is
+    /// taken: one rotation was asked for, and one is made.
+    pub async fn rotate_data_key(&self, purpose: Purpose) -> Result<Rotated, RotationError> {
+        let old = self.active_id(purpose).await?;
+        let made = self.keys.make(purpose).await?;
+        let now = self.clock.now();
+        let row = NewKey {
+            id: made.key.id(),
+            purpose: purpose.as_str(),
+            state: KeyState::Active.as_str(),
+            kek_id: &made.kek,
+            wrapped: &made.wrapped,
+            expires_at: now.plus(self.policy.period(purpose)),
+            slot: 0,
+            now,
+        };
+        if rotate_key(&self.db, &old, &row).await? {
+            return Ok(Rotated { old, new: made.key.id().clone() });
+        }
+        Ok(Rotated { old, new: self.active_id(purpose).await? })
+    }
+
+    pub(super) async fn active_id(&self, purpose: Purpose) -> Result<DekId, RotationError> {
+        let active = KeyState::Active.as_str();
+        let rows = list_keys(&self.db).await?;
+        let row = rows.into_iter().find(|row| row.purpose == purpose.as_str() && row.state == active);
+        row.map(|row| row.id).ok_or_else(|| {
+            RotationError::Refused(format!(
+                "there is no {} key yet; start a server once, it makes the first",
+                purpose.as_str()
+            ))
+        })
+    }
+}

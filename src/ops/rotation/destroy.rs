@@ -1,0 +1,180 @@
+//! The end of a key. First everybody is made to leave it, then it is shown that nothing needs it, then it
+//! goes; what it sealed is noise from then on.
+//!
+//! A new epoch makes servers look at the keys before they store another card. Who was already storing is
+//! waited for, and so is every live server. Only then are the records counted, so that none is missed.
+
+use std::time::Duration;
+
+use crate::base::clock::Millis;
+use crate::base::ids::{DekId, KekId};
+use crate::crypto::envelope;
+use crate::crypto::kek::file::{self, Place};
+use crate::crypto::keyring::{KeyState, Purpose};
+use crate::ops::keys::{DataKeysError, apart};
+use crate::store::keys::{
+    KeyRow, destroy_key, epoch, find_key, list_keys, raise_epoch, sweep_old_rows, wait_for_writers,
+};
+use crate::store::{fingerprints, reseal};
+
+use super::{Admin, RotationError, patiently};
+
+/// How long a key must have been retired: longer than a request that had taken it takes to store its row.
+pub const REST: Duration = Duration::from_secs(5);
+/// Cards whose old fingerprint is cleared in one statement.
+const CLEARED: i64 = 500;
+
+/// What the end of a key came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Destroyed {
+    /// It is gone.
+    Now,
+    /// It was gone before.
+    Before,
+    /// Nothing needs it; it would be gone without `dry_run`.
+    Would,
+}
+
+impl Admin {
+    /// Destroys a data key that only opens, once nothing needs it.
+    pub async fn destroy_data_key(&self, id: &DekId, dry_run: bool) -> Result<Destroyed, RotationError> {
+        let row = find_key(&self.db, id).await?.ok_or_else(|| {
+            RotationError::Refused(format!("there is no key {id}; `cardvault keys status` lists them"))
+        })?;
+        let purpose = Purpose::parse(&row.purpose);
+        match (KeyState::parse(&row.state), purpose) {
+            (Some(KeyState::Destroyed), _) if dry_run => return Ok(Destroyed::Before),
+            (Some(KeyState::Destroyed), _) => {
+                self.finish(&row).await?;
+                return Ok(Destroyed::Before);
+            }
+            (Some(KeyState::DecryptOnly), Some(_)) => {}
+            _ => {
+                return Err(RotationError::Refused(format!(
+                    "{id} is {}: only a key that was rotated away can be destroyed; run `cardvault keys rotate` \
+                     first",
+                    row.state
+                )));
+            }
+        }
+        if dry_run {
+            self.nothing_needs(&row).await?;
+            return Ok(Destroyed::Would);
+        }
+        self.everybody_has_left(&row).await?;
+        self.nothing_needs(&row).await?;
+        let gone = destroy_key(&self.db, id, self.clock.now()).await?;
+        self.finish(&row).await?;
+        Ok(if gone { Destroyed::Now } else { Destroyed::Before })
+    }
+
+    /// What follows a key's end, and is done again where it was cut off: servers forget the key, its
+    /// fingerprints go, and the engine overwrites what it kept of the row.
+    async fn finish(&self, row: &KeyRow) -> Result<(), RotationError> {
+        let now = epoch(&self.db).await?;
+        self.wait_for_servers(|replica| replica.epoch >= now).await?;
+        if row.purpose == Purpose::Fingerprint.as_str() {
+            self.clear_fingerprints(row).await?;
+        }
+        Ok(sweep_old_rows(&self.db).await?)
+    }
+
+    /// Returns when nobody who knew `row` as a key that seals can store anything under it any more.
+    async fn everybody_has_left(&self, row: &KeyRow) -> Result<(), RotationError> {
+        raise_epoch(&self.db).await?;
+        let now = epoch(&self.db).await?;
+        self.wait_for_servers(|replica| replica.epoch >= now).await?;
+        let retired = row.retired_at.unwrap_or(Millis(0)).plus(REST);
+        let rest = retired.0.saturating_sub(self.clock.now().0).max(0);
+        let most = i64::try_from(REST.as_millis()).unwrap_or(i64::MAX);
+        tokio::time::sleep(Duration::from_millis(u64::try_from(rest.min(most)).unwrap_or_default())).await;
+        wait_for_writers(&self.db).await?;
+        Ok(())
+    }
+
+    /// Refuses while a row needs the key.
+    async fn nothing_needs(&self, row: &KeyRow) -> Result<(), RotationError> {
+        let (count, what) = match Purpose::parse(&row.purpose) {
+            Some(Purpose::Card) => (
+                self.records_under(&row.id).await?,
+                "records are sealed under it; run `cardvault keys reencrypt` first",
+            ),
+            Some(Purpose::RequestMac) => {
+                let all = reseal::count_meanings(&self.db).await?;
+                let mine = all.iter().filter(|(key, _)| key == row.id.as_str()).map(|(_, count)| count);
+                (mine.sum(), "payments tell their repeats by it; it stays as long as they do")
+            }
+            // The active key has a fingerprint of every card: nothing needs the old ones but old references.
+            _ => (0, ""),
+        };
+        if count > 0 {
+            return Err(RotationError::Refused(format!("{} is not destroyed: {count} {what}", row.id)));
+        }
+        Ok(())
+    }
+
+    /// How many records name a data key.
+    pub(super) async fn records_under(&self, id: &DekId) -> Result<u64, RotationError> {
+        let raw = envelope::raw_key_id(id).unwrap_or_default();
+        let mut count = 0;
+        for source in reseal::SOURCES {
+            let all = patiently(|| reseal::count_by_key(&self.db, source)).await?;
+            count += all.iter().filter(|(key, _)| key[..] == raw[..]).map(|(_, count)| count).sum::<u64>();
+        }
+        Ok(count)
+    }
+
+    /// Takes a destroyed key's fingerprints away; safe to be cut off.
+    async fn clear_fingerprints(&self, row: &KeyRow) -> Result<(), RotationError> {
+        let slot = usize::try_from(row.slot).unwrap_or_default();
+        if self.slot_is_used(slot).await? {
+            // Another key has the column by now: it was empty then.
+            return Ok(());
+        }
+        wait_for_writers(&self.db).await?;
+        let mut after = String::new();
+        while let Some(next) = patiently(|| fingerprints::empty(&self.db, slot, &after, CLEARED)).await? {
+            after = next;
+        }
+        Ok(())
+    }
+
+    /// Whether a fingerprint key that is not destroyed fills a column.
+    pub(super) async fn slot_is_used(&self, slot: usize) -> Result<bool, RotationError> {
+        let rows = list_keys(&self.db).await?;
+        Ok(rows.iter().any(|row| {
+            row.purpose == Purpose::Fingerprint.as_str()
+                && row.state != KeyState::Destroyed.as_str()
+                && usize::try_from(row.slot) == Ok(slot)
+        }))
+    }
+
+    /// Takes a KEK that is not in use out of the keyring, or out of its token, once it wraps nothing.
+    pub async fn destroy_kek(&self, id: &KekId, dry_run: bool) -> Result<Destroyed, RotationError> {
+        let _lock = file::lock(self.keks.path())?;
+        let keyring = self.keks.read_again()?;
+        let Some(kek) = keyring.find(id) else { return Ok(Destroyed::Before) };
+        if keyring.active() == id {
+            return Err(RotationError::Refused(format!(
+                "{id} is in use; run `cardvault keys rotate kek` first"
+            )));
+        }
+        let rows = list_keys(&self.db).await?;
+        let wraps = rows.iter().filter(|row| row.wrapped.is_some() && row.kek_id == *id).count();
+        if wraps > 0 {
+            return Err(RotationError::Refused(format!(
+                "{id} is not destroyed: it wraps {wraps} data keys; run `cardvault keys rotate kek` first"
+            )));
+        }
+        if dry_run {
+            return Ok(Destroyed::Would);
+        }
+        if matches!(kek.place, Place::Token) {
+            let (keks, id) = (std::sync::Arc::clone(&self.keks), id.clone());
+            apart(move || keks.destroy_in_token(&id).map_err(DataKeysError::Make)).await?;
+        }
+        self.keks.replace(keyring.without(id))?;
+        sweep_old_rows(&self.db).await?;
+        Ok(Destroyed::Now)
+    }
+}

@@ -1,0 +1,180 @@
+//! A new KEK: all data keys are wrapped anew, no record is touched.
+//!
+//! 1. The new KEK is entered in the keyring, not in use.
+//! 2. A canary is wrapped under it, and every live server must have opened that.
+//! 3. It comes into use in the keyring.
+//! 4. All data keys are wrapped under it, in one transaction.
+//!
+//! The old KEK stays in the keyring until it is destroyed: backups need it. Cut off after 1 or 2, the next
+//! run takes the same new KEK; after 3, it wraps what is left.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::ids::KekId;
+use crate::crypto::kek::file::{self, FileKek, Kek, Place};
+use crate::crypto::kek::{KekProvider, SoftKek};
+use crate::crypto::keyring::{KeyState, Purpose, make_data_key};
+use crate::ops::keys::{DataKeysError, apart, unwrap_row};
+use crate::store::keys::{KeyRow, list_keys, rewrap_keys};
+use crate::store::replicas::{Canary, put_canary};
+
+use super::{Admin, RotationError};
+
+/// How often keys that were made meanwhile are looked for.
+const TURNS: usize = 8;
+
+/// Where the new KEK's key shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// In the keyring file.
+    File,
+    /// In the token of `[keys.hsm]`.
+    Token,
+}
+
+impl Target {
+    fn fits(self, place: &Place) -> bool {
+        matches!((self, place), (Self::File, Place::File(_)) | (Self::Token, Place::Token))
+    }
+}
+
+/// What a rotation came to.
+#[derive(Debug)]
+pub struct KekRotated {
+    /// The KEK that was in use.
+    pub old: KekId,
+    /// The KEK that is in use.
+    pub new: KekId,
+    /// Data keys that were wrapped anew.
+    pub rewrapped: u64,
+    /// How long that took.
+    pub took: Duration,
+    /// Servers that had opened the canary.
+    pub servers: usize,
+    /// Whether this finished what an earlier run had begun.
+    pub finished_earlier: bool,
+}
+
+impl Admin {
+    /// Rotates the KEK, or finishes a rotation that was cut off.
+    pub async fn rotate_kek(&self, to: Target) -> Result<KekRotated, RotationError> {
+        let _lock = file::lock(self.keks.path())?;
+        let keyring = self.keks.read_again()?;
+        let old = keyring.active().clone();
+        let rows = list_keys(&self.db).await?;
+        let (new, finished_earlier) = match begun(&keyring, &rows, to) {
+            Begun::Entered(id) => (id, true),
+            Begun::InUse => (old.clone(), true),
+            Begun::Nothing => (self.enter(&keyring, to).await?, false),
+        };
+        let servers = self.canary_opened(&new).await?;
+        if new != old {
+            let keyring = self.keks.read_again()?;
+            self.keks.replace(keyring.with_active(&new))?;
+        }
+        let begin = Instant::now();
+        let rewrapped = self.rewrap_all(&new).await?;
+        Ok(KekRotated { old, new, rewrapped, took: begin.elapsed(), servers, finished_earlier })
+    }
+
+    /// Where the present KEK's key is.
+    pub fn present_target(&self) -> Target {
+        let keyring = self.keks.keyring();
+        match keyring.find(keyring.active()).map(|kek| &kek.place) {
+            Some(Place::Token) => Target::Token,
+            _ => Target::File,
+        }
+    }
+
+    /// Makes a KEK and enters it in the keyring, where it wraps nothing yet.
+    async fn enter(&self, keyring: &FileKek, to: Target) -> Result<KekId, RotationError> {
+        let created = self.clock.now().rfc3339();
+        let (id, place) = match to {
+            Target::File => {
+                let kek = SoftKek::make().map_err(file::KeyFileError::from)?;
+                (kek.id().clone(), Place::File(kek))
+            }
+            Target::Token => {
+                let id = KekId::make().map_err(file::KeyFileError::from)?;
+                self.make_in_token(&id).await?;
+                (id, Place::Token)
+            }
+        };
+        self.keks.replace(keyring.with(Kek { id: id.clone(), created, place }))?;
+        Ok(id)
+    }
+
+    async fn make_in_token(&self, id: &KekId) -> Result<(), RotationError> {
+        let (keks, id) = (Arc::clone(&self.keks), id.clone());
+        apart(move || keks.make_in_token(&id).map_err(DataKeysError::Make)).await.map_err(Into::into)
+    }
+
+    /// Sets the canary of a KEK out, and waits until every live server has opened it.
+    async fn canary_opened(&self, kek: &KekId) -> Result<usize, RotationError> {
+        let (keks, id) = (Arc::clone(&self.keks), kek.clone());
+        let canary = apart(move || {
+            let key = make_data_key(Purpose::Canary).map_err(|error| DataKeysError::Make(error.into()))?;
+            let wrapped = keks.wrap_under(&id, &key).map_err(DataKeysError::Make)?;
+            Ok(Canary { kek_id: id, dek_id: key.id().clone(), wrapped })
+        })
+        .await?;
+        put_canary(&self.db, &canary, self.clock.now()).await?;
+        self.wait_for_servers(|replica| replica.opened_kek.as_deref() == Some(kek.as_str())).await
+    }
+
+    /// Wraps every data key under `kek` that is wrapped under another one.
+    async fn rewrap_all(&self, kek: &KekId) -> Result<u64, RotationError> {
+        let mut done = 0;
+        for _ in 0..TURNS {
+            let rows: Vec<KeyRow> =
+                list_keys(&self.db).await?.into_iter().filter(|row| depends(row, kek)).collect();
+            if rows.is_empty() {
+                return Ok(done);
+            }
+            let (keks, id) = (Arc::clone(&self.keks), kek.clone());
+            let wrapped = apart(move || {
+                let wrap = |row: KeyRow| {
+                    let (key, _) = unwrap_row(keks.as_ref(), &row)?.ok_or_else(|| {
+                        DataKeysError::Unwrap(row.id.clone(), crate::crypto::kek::WrapError::CouldNotOpen)
+                    })?;
+                    let wrapped = keks.wrap_under(&id, &key).map_err(DataKeysError::Make)?;
+                    Ok((row, wrapped))
+                };
+                rows.into_iter().map(wrap).collect::<Result<Vec<_>, DataKeysError>>()
+            })
+            .await?;
+            done += rewrap_keys(&self.db, kek, &wrapped).await?;
+        }
+        Err(RotationError::Refused(
+            "data keys go on being wrapped under another key; see that every host has this keyring, and run this again"
+                .to_owned(),
+        ))
+    }
+}
+
+/// Whether a data key is wrapped under another KEK.
+fn depends(row: &KeyRow, kek: &KekId) -> bool {
+    row.wrapped.is_some() && row.state != KeyState::Destroyed.as_str() && row.kek_id != *kek
+}
+
+/// How far an earlier rotation came.
+#[derive(Debug, PartialEq, Eq)]
+enum Begun {
+    /// There is none, or the last one is done.
+    Nothing,
+    /// Its KEK is entered, and not in use yet.
+    Entered(KekId),
+    /// Its KEK is in use; data keys may be left to wrap.
+    InUse,
+}
+
+/// A KEK that is entered goes behind the one in use, so one that stands there belongs to a rotation that
+/// was cut off.
+fn begun(keyring: &FileKek, rows: &[KeyRow], to: Target) -> Begun {
+    let behind = keyring.keks().iter().skip_while(|kek| kek.id != *keyring.active()).skip(1).last();
+    if let Some(kek) = behind.filter(|kek| to.fits(&kek.place)) {
+        return Begun::Entered(kek.id.clone());
+    }
+    if rows.iter().any(|row| depends(row, keyring.active())) { Begun::InUse } else { Begun::Nothing }
+}

@@ -1,0 +1,304 @@
+//! KEK and card keys.
+
+use std::collections::HashSet;
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::traffic::{Traffic, assert_whole};
+use super::{assert_clean, id, ids, keys, number, refused, rows, status};
+use crate::support::vault::{TestVault, fresh_pan};
+use crate::support::{Database, Engine, sql};
+
+/// The raw id of a key as the database shows it in hexadecimal, upper case.
+fn raw(id: &str) -> String {
+    let name = id.split_once('_').expect("a prefix").1;
+    data_encoding::HEXUPPER.encode(&cardvault::base::ids::from_base32(name).expect("base32"))
+}
+
+async fn records_under(db: &Database, key: &str) -> i64 {
+    let hex = |column: &str| match db.engine {
+        Engine::Sqlite => format!("hex(substr({column}, 3, 20))"),
+        Engine::Postgres => format!("upper(encode(substr({column}, 3, 20), 'hex'))"),
+    };
+    let mut all = 0;
+    for (table, column) in
+        [("cards", "pan"), ("cards", "details"), ("payments", "outgoing"), ("payments", "answer")]
+    {
+        let query = format!("SELECT count(*) FROM {table} WHERE {} = '{}'", hex(column), raw(key));
+        all += number(db, &query).await;
+    }
+    all
+}
+
+both_engines! {
+    /// Every key is listed with what needs it, nothing secret is.
+    async fn status_tells_state_age_uses_and_rows(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let caller = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = caller.card(&pan).await;
+        caller.post("/v1/payments", &crate::support::vault::by_reference("STATUS_1", "100", &card)).await.expect(200);
+        let key = id(&status(&vault).await, "card", "active");
+        let used = async || {
+            let now = status(&vault).await;
+            let key = now["keys"].as_array().unwrap().iter().find(|found| found["key"] == *key).cloned().unwrap();
+            (key["uses"].as_u64().unwrap() >= 4).then_some(now)
+        };
+        let now = crate::support::eventually("uses to be reported", used).await;
+        // PAN and details of the card, and the answer; the outgoing copy went with the final state.
+        assert_eq!(rows(&now, &key), 3, "{now}");
+        assert_eq!(rows(&now, &id(&now, "fingerprint", "active")), 1);
+        assert_eq!(rows(&now, &id(&now, "request_mac", "active")), 1);
+        assert_eq!(rows(&now, &id(&now, "kek", "active")), 3);
+        assert_eq!(now["servers"].as_array().map(Vec::len), Some(1));
+        assert_eq!(now["gatewayKeys"].as_array().map(Vec::len), Some(2));
+        let text = keys(&vault, &["status"]).await;
+        let keyring = std::fs::read_to_string(&vault.config.keys.keyring).unwrap();
+        let secret = keyring.lines().find_map(|line| line.strip_prefix("key = \"")).unwrap().trim_end_matches('"');
+        assert_clean(&format!("{text}{now}"), &[&pan, secret]);
+        assert!(text.contains(&key) && !text.contains("WARNING"), "{text}");
+        vault.finish(&[&pan, secret]).await;
+    }
+
+    /// All keys, one after another, beside merchants who notice nothing; in the end nothing of the old ones
+    /// is needed, and they are destroyed.
+    async fn everything_rotates_beside_a_server_that_serves(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let caller = vault.client("checkout");
+        let traffic = Traffic::start(std::slice::from_ref(&caller), 3);
+        traffic.more(30).await;
+        let before = status(&vault).await;
+        let (kek, dek) = (id(&before, "kek", "active"), id(&before, "card", "active"));
+        // Nothing that is in use, or needed, can be destroyed.
+        assert!(refused(&vault, &["destroy", &kek]).await.contains("in use"));
+        assert!(refused(&vault, &["destroy", &dek]).await.contains("only a key that was rotated away"));
+        let told = keys(&vault, &["rotate", "kek"]).await;
+        assert!(told.contains("1 running servers had opened its canary"), "{told}");
+        traffic.more(15).await;
+        keys(&vault, &["rotate", "dek"]).await;
+        traffic.more(30).await;
+        assert!(refused(&vault, &["destroy", &dek]).await.contains("keys reencrypt"));
+        let told = keys(&vault, &["reencrypt", "--batch", "7", "--pause-ms", "1", "--json"]).await;
+        let last: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+        assert!(last["event"] == "done" && last["moved"].as_u64() >= Some(6), "{told}");
+        assert_eq!(records_under(&db, &dek).await, 0);
+        // Running it again finds nothing to do.
+        assert!(keys(&vault, &["reencrypt"]).await.starts_with("moved 0 rows"));
+        traffic.more(15).await;
+        assert!(keys(&vault, &["destroy", &dek, "--dry-run"]).await.contains("would be destroyed"));
+        keys(&vault, &["destroy", &dek]).await;
+        assert!(keys(&vault, &["destroy", &dek]).await.contains("destroyed before"));
+        keys(&vault, &["destroy", &kek]).await;
+        traffic.more(30).await;
+        let cards = traffic.stop().await;
+        let after = status(&vault).await;
+        assert_eq!(ids(&after, "kek", "active").len() + ids(&after, "kek", "decrypt_only").len(), 1);
+        assert_eq!(id(&after, "card", "destroyed"), dek);
+        assert_eq!(number(&db, "SELECT count(*) FROM data_keys WHERE state = 'destroyed' AND wrapped IS NULL").await, 1);
+        let references: HashSet<&String> = cards.iter().map(|(_, card)| card).collect();
+        assert_eq!(number(&db, "SELECT count(*) FROM cards").await, i64::try_from(references.len()).unwrap());
+        assert_whole(&caller, &cards).await;
+        let mut vault = vault;
+        vault.restart().await;
+        assert_whole(&vault.client("checkout"), &cards).await;
+        let secrets: Vec<&str> = cards.iter().map(|(pan, _)| pan.as_str()).collect();
+        vault.finish(&secrets).await;
+    }
+
+    /// The real program is killed again and again while it re-encrypts, two of it at once, beside a server
+    /// that stores and pays; the last run finishes, and every card is what it was.
+    async fn reencryption_survives_being_killed_at_any_instant(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let caller = vault.client("checkout");
+        let mut cards = Vec::new();
+        for _ in 0..60 {
+            let pan = fresh_pan();
+            cards.push((pan.clone(), caller.card(&pan).await));
+        }
+        let traffic = Traffic::start(std::slice::from_ref(&caller), 2);
+        let old = id(&status(&vault).await, "card", "active");
+        keys(&vault, &["rotate", "dek"]).await;
+        let mut seen = HashSet::new();
+        for round in 0..25_u64 {
+            let arguments = ["keys", "reencrypt", "--batch", "2", "--pause-ms", "40"];
+            let start = || vault.command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let (mut one, mut two) = (start(), start());
+            let random: [u8; 2] = cardvault::base::entropy::array().unwrap();
+            // Long enough to get to work, at a different place each time.
+            tokio::time::sleep(Duration::from_millis(40 + round * 4 + u64::from(random[0]))).await;
+            one.kill().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(u64::from(random[1]) / 8)).await;
+            two.kill().await.unwrap();
+            seen.insert(records_under(&db, &old).await);
+        }
+        traffic.more(10).await;
+        // Two that are not killed, at once.
+        let run = || keys(&vault, &["reencrypt", "--batch", "5", "--pause-ms", "0"]);
+        tokio::join!(run(), run());
+        assert_eq!(records_under(&db, &old).await, 0);
+        assert!(seen.len() > 2, "it was never killed half-way: {seen:?}");
+        cards.extend(traffic.stop().await);
+        keys(&vault, &["destroy", &old]).await;
+        assert_whole(&caller, &cards).await;
+        assert_eq!(number(&db, "SELECT count(*) FROM cards").await, i64::try_from(cards.len()).unwrap());
+        let secrets: Vec<&str> = cards.iter().map(|(pan, _)| pan.as_str()).collect();
+        vault.finish(&secrets).await;
+    }
+
+    /// A KEK's rotation that was cut off after each of its steps is finished by the next run, with the same
+    /// new KEK.
+    async fn a_rotation_of_the_kek_that_was_cut_off_is_finished(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let caller = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = caller.card(&pan).await;
+        let first = id(&status(&vault).await, "kek", "active");
+        // A server that cannot open the new KEK's canary (here: one that is not there) is waited for, in vain.
+        let now = cardvault::base::clock::Clock::now(&cardvault::base::clock::SystemClock).0;
+        let ghost = cardvault::base::ids::InstanceId::make().unwrap();
+        let row = format!("INSERT INTO replicas (instance, host, started_at, seen_at, epoch) VALUES ('{ghost}', 'elsewhere', {now}, {now} + 600000, 1)");
+        sql::execute(&db, &row).await;
+        let said = refused(&vault, &["rotate", "kek", "--wait-s", "2"]).await;
+        assert!(said.contains(ghost.as_str()) && said.contains("elsewhere") && said.contains("run this again"), "{said}");
+        let half = status(&vault).await;
+        let entered = id(&half, "kek", "entered");
+        assert_eq!(id(&half, "kek", "active"), first);
+        sql::execute(&db, &format!("DELETE FROM replicas WHERE instance = '{ghost}'")).await;
+        let said = keys(&vault, &["rotate", "kek"]).await;
+        assert!(said.contains("finished the rotation") && said.contains(&entered), "{said}");
+        // Cut off between the keyring and the database: data keys are still wrapped under the KEK before.
+        let keyring = std::fs::read_to_string(&vault.config.keys.keyring).unwrap();
+        assert!(keyring.contains(&format!("active = \"{entered}\"")));
+        let again = keys(&vault, &["rotate", "kek"]).await;
+        assert!(!again.contains("finished"), "{again}");
+        let third = id(&status(&vault).await, "kek", "active");
+        let back = keyring_with_active(&vault, &entered);
+        std::fs::write(&vault.config.keys.keyring, back).unwrap();
+        let said = keys(&vault, &["rotate", "kek"]).await;
+        assert!(said.contains("finished") && said.contains(&third), "{said}");
+        assert_eq!(number(&db, &format!("SELECT count(*) FROM data_keys WHERE kek_id = '{third}'")).await, 3);
+        for old in [&first, &entered] {
+            keys(&vault, &["destroy", old]).await;
+        }
+        vault.restart().await;
+        assert_eq!(vault.client("checkout").card(&pan).await, card);
+        vault.finish(&[&pan]).await;
+    }
+
+    /// What was copied before: a record under a destroyed key is noise, and so is a whole database once the
+    /// KEK that wrapped its keys is destroyed too.
+    async fn after_destruction_a_backup_is_noise(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let caller = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = caller.card(&pan).await;
+        let condition = format!("card_id = '{card}'");
+        let mut copies = Vec::new();
+        for column in ["pan", "details"] {
+            copies.push((column, sql::bytes(&db, "cards", column, &condition).await));
+        }
+        let before = status(&vault).await;
+        let (kek, dek) = (id(&before, "kek", "active"), id(&before, "card", "active"));
+        let wrapped = sql::bytes(&db, "data_keys", "wrapped", &format!("id = '{dek}'")).await;
+        keys(&vault, &["rotate", "dek"]).await;
+        keys(&vault, &["reencrypt"]).await;
+        keys(&vault, &["destroy", &dek]).await;
+        // The old record back in its place, as from a backup.
+        for (column, copy) in &copies {
+            let put = format!("UPDATE cards SET {column} = {} WHERE {condition}", sql::literal(&db, copy));
+            sql::execute(&db, &put).await;
+        }
+        caller.get(&format!("/v1/cards/{card}")).await.expect_problem(500, "internal");
+        vault.restart().await;
+        vault.client("checkout").get(&format!("/v1/cards/{card}")).await.expect_problem(500, "internal");
+        // With the wrapped key of the backup it opens, while the KEK is there: this is what a backup holds.
+        let put = format!(
+            "UPDATE data_keys SET state = 'decrypt_only', wrapped = {} WHERE id = '{dek}'",
+            sql::literal(&db, &wrapped)
+        );
+        sql::execute(&db, &put).await;
+        vault.restart().await;
+        vault.client("checkout").get(&format!("/v1/cards/{card}")).await.expect(200);
+        let caller = vault.client("checkout");
+        sql::execute(&db, &format!("UPDATE data_keys SET state = 'destroyed', wrapped = NULL WHERE id = '{dek}'")).await;
+        keys(&vault, &["rotate", "kek"]).await;
+        keys(&vault, &["destroy", &kek]).await;
+        sql::execute(&db, &put).await;
+        // By now the whole backup is noise: no server starts on it.
+        vault.stop().await;
+        let error = match cardvault::app::App::start(&vault.config).await {
+            Ok(_) => panic!("it started"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(error.contains("is not there") && error.contains(&kek), "{error}");
+        drop(caller);
+        vault.finish(&[&pan]).await;
+    }
+
+    /// A key whose time or uses are over seals nothing more, opens what it sealed, and says what to do.
+    async fn a_key_past_its_end_seals_nothing_and_opens(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let caller = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = caller.card(&pan).await;
+        sql::execute(&db, "UPDATE data_keys SET expires_at = created_at + 1 WHERE purpose = 'card'").await;
+        vault.restart().await;
+        let caller = caller.at(vault.address);
+        caller.get(&format!("/v1/cards/{card}")).await.expect(200);
+        let body = format!(r#"{{"cardNo":"{}","expiryMonth":"12","expiryYear":"29"}}"#, fresh_pan());
+        caller.post("/v1/cards", &body).await.expect_problem(503, "unavailable");
+        let said = keys(&vault, &["status"]).await;
+        assert!(said.contains("WARNING") && said.contains("its cryptoperiod is over") && said.contains("keys rotate dek"), "{said}");
+        keys(&vault, &["rotate", "dek"]).await;
+        let stored = async || (caller.post("/v1/cards", &body).await.status == 201).then_some(());
+        crate::support::eventually("the new key to be used", stored).await;
+        // Uses: 80 % warn, the end refuses.
+        vault.config.keys.seals_per_key = 1_000_000;
+        sql::execute(&db, "UPDATE data_keys SET uses = 999999 WHERE purpose = 'card' AND state = 'active'").await;
+        vault.restart().await;
+        let caller = caller.at(vault.address);
+        let body = format!(r#"{{"cardNo":"{}","expiryMonth":"12","expiryYear":"29"}}"#, fresh_pan());
+        // The last seal is for this card's number; its details would be one too many.
+        caller.post("/v1/cards", &body).await.expect_problem(503, "unavailable");
+        keys(&vault, &["rotate", "dek"]).await;
+        let stored = async || (caller.post("/v1/cards", &body).await.status == 201).then_some(());
+        crate::support::eventually("the new key to be used", stored).await;
+        vault.finish(&[&pan]).await;
+    }
+}
+
+/// The keyring's text with another KEK in use.
+fn keyring_with_active(vault: &TestVault, id: &str) -> String {
+    let text = std::fs::read_to_string(&vault.config.keys.keyring).unwrap();
+    let lines = text.lines().map(|line| match line.strip_prefix("active = ") {
+        Some(_) => format!("active = \"{id}\"\n"),
+        None => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
+/// Every binary column of the schema is one that re-encryption moves, or one that is not a sealed record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_sealed_column_is_forgotten() {
+    let known = [
+        "_sqlx_migrations.checksum",
+        "cards.fingerprint",
+        "cards.fingerprint_b",
+        "data_keys.wrapped",
+        "kek_canaries.wrapped",
+        "payments.meaning",
+    ];
+    let db = Database::sqlite();
+    let vault = TestVault::start(&db).await;
+    let options = cardvault::store::backend::Options { url: db.url.clone(), password_file: None };
+    let store = cardvault::store::backend::Db::open(&options).await.unwrap();
+    let sealed: Vec<String> = cardvault::store::reseal::SOURCES
+        .iter()
+        .flat_map(|source| source.columns.iter().map(|column| format!("{}.{column}", source.table)))
+        .collect();
+    let mut missing = cardvault::store::reseal::binary_columns(&store).await.unwrap();
+    missing.retain(|name| !known.contains(&name.as_str()) && !sealed.contains(name));
+    assert!(missing.is_empty(), "not in store::reseal::SOURCES, and not known to be no record: {missing:?}");
+    store.close().await;
+    vault.finish(&[]).await;
+}
