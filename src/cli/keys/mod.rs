@@ -1,10 +1,13 @@
 //! `cardvault keys …`: what an operator does to keys. Each command can be cut off and run again.
 
+mod custodians;
 mod destroy;
 mod progress;
 mod reencrypt;
 mod rotate;
+mod split;
 mod status;
+mod unseal;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +39,12 @@ pub enum Command {
     Reencrypt(reencrypt::Args),
     /// Destroy a key that was rotated away, once nothing needs it.
     Destroy(destroy::Args),
+    /// Give the key-encryption key to custodians, in shares; some of them together open the vault.
+    Split(split::Args),
+    /// Put a split key-encryption key back into the keyring file.
+    Combine(split::CombineArgs),
+    /// Bring one custodian's share to a server that waits for it.
+    Unseal(unseal::Args),
 }
 
 /// What every command that works on the keys takes.
@@ -47,6 +56,10 @@ pub struct Common {
     /// How many seconds to wait for running servers to follow.
     #[arg(long, default_value_t = 60)]
     wait_s: u64,
+    /// A file with a custodian's share, where the key-encryption key is split; repeat it for each. Shares
+    /// that are missing are asked for.
+    #[arg(long)]
+    share_file: Vec<PathBuf>,
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
@@ -60,6 +73,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Rotate(command) => rotate::run(command).await,
         Command::Reencrypt(args) => reencrypt::run(args).await,
         Command::Destroy(args) => destroy::run(args).await,
+        Command::Split(args) => split::run(args).await,
+        Command::Combine(args) => split::combine(args).await,
+        Command::Unseal(args) => unseal::run(args).await,
     }
 }
 
@@ -76,13 +92,19 @@ async fn admin(common: &Common) -> anyhow::Result<(Config, Admin)> {
     Ok((config, admin))
 }
 
-/// As [`admin`], with every data key unwrapped.
+/// As [`admin`], with every data key unwrapped. Where the KEK is split, its custodians are asked.
 async fn opened(common: &Common) -> anyhow::Result<(Config, Admin)> {
     let (config, admin) = admin(common).await?;
-    admin
-        .keys
-        .open_only()
-        .await
-        .context("opening the data keys (is the schema up to date? `cardvault migrate` brings it there)")?;
-    Ok((config, admin))
+    let mut custodians = custodians::Custodians::new(&admin, &common.share_file);
+    loop {
+        let Err(error) = admin.keys.open_only().await else { return Ok((config, admin)) };
+        match error.sealed() {
+            Some(kek) => custodians.collect(kek)?,
+            None => {
+                return Err(error).context(
+                    "opening the data keys (is the schema up to date? `cardvault migrate` brings it there)",
+                );
+            }
+        }
+    }
 }

@@ -1,14 +1,21 @@
 //! `cardvault keys rotate …`
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::ValueEnum;
 
+use crate::app::unseal::bring;
+use crate::base::secret::SecretText;
+use crate::config::Config;
+use crate::crypto::kek::shares::Share;
 use crate::crypto::keyring::Purpose;
 use crate::ops::rotation::kek::Target;
 use crate::ops::rotation::reencrypt::Pace;
 
 use super::Common;
+use super::custodians::{self, Custodians};
 use super::progress::Shown;
 
 #[derive(clap::Subcommand)]
@@ -20,6 +27,15 @@ pub enum Command {
         /// Where the new key shall be [default: where the present one is].
         #[arg(long)]
         to: Option<Provider>,
+        /// With `--to split`: how many shares to make [default: as many as now].
+        #[arg(long, value_parser = clap::value_parser!(u8).range(2..))]
+        shares: Option<u8>,
+        /// With `--to split`: how many of them open the vault [default: as many as now].
+        #[arg(long, value_parser = clap::value_parser!(u8).range(2..))]
+        threshold: Option<u8>,
+        /// With `--to split`: a folder for the shares, a file each with mode 0600 [default: they are printed].
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// A new data key for cards; `keys reencrypt` then moves what the old one sealed.
     Dek {
@@ -51,6 +67,8 @@ pub enum Provider {
     File,
     /// In the token of [keys.hsm].
     Hsm,
+    /// With custodians, in shares.
+    Split,
 }
 
 #[derive(ValueEnum, Clone, Copy)]
@@ -63,7 +81,9 @@ pub enum DekPurpose {
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Kek { common, to } => kek(&common, to).await,
+        Command::Kek { common, to, shares, threshold, out } => {
+            kek(&common, to, shares.zip(threshold), out.as_deref()).await
+        }
         Command::Dek { common, purpose } => dek(&common, purpose).await,
         Command::Fingerprint { common, batch, pause_ms, json } => {
             let pace = Pace { batch, pause: Duration::from_millis(pause_ms) };
@@ -72,14 +92,36 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-async fn kek(common: &Common, to: Option<Provider>) -> anyhow::Result<()> {
-    let (_, admin) = super::opened(common).await?;
-    let to = match to {
-        Some(Provider::File) => Target::File,
-        Some(Provider::Hsm) => Target::Token,
-        None => admin.present_target(),
+async fn kek(
+    common: &Common,
+    to: Option<Provider>,
+    numbers: Option<(u8, u8)>,
+    out: Option<&Path>,
+) -> anyhow::Result<()> {
+    let (config, admin) = super::opened(common).await?;
+    let present = admin.present_target();
+    let to = match (to, numbers, present) {
+        (Some(Provider::File), ..) => Target::File,
+        (Some(Provider::Hsm), ..) => Target::Token,
+        (Some(Provider::Split) | None, Some((shares, threshold)), _) => Target::Split { shares, threshold },
+        (Some(Provider::Split), None, Target::Split { .. }) | (None, None, _) => present,
+        (Some(Provider::Split), None, _) => bail!("--to split needs --shares and --threshold"),
     };
-    let done = admin.rotate_kek(to).await?;
+    let threshold = if let Target::Split { threshold, .. } = to { threshold } else { 0 };
+    let mut for_servers = Vec::new();
+    let begun = admin
+        .begin_kek(to, &mut |kek, made| {
+            let kept = custodians::keep(kek, made, out, threshold)?;
+            for_servers.extend(kept.iter().take(usize::from(threshold)).map(Share::text));
+            Ok(kept)
+        })
+        .await?;
+    if admin.keks.soft(&begun.new).is_err() && matches!(to, Target::Split { .. }) {
+        // The rotation was begun by an earlier run, whose shares only the custodians have.
+        Custodians::new(&admin, &common.share_file).collect(&begun.new)?;
+    }
+    bring_to_server(&config, &for_servers).await;
+    let done = admin.finish_kek(begun).await?;
     admin.db.close().await;
     if done.finished_earlier {
         println!("finished the rotation that had been begun");
@@ -99,6 +141,16 @@ async fn kek(common: &Common, to: Option<Provider>) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The server of this host must open the new key; here are enough shares, so no custodian has to come.
+async fn bring_to_server(config: &Config, shares: &[SecretText]) {
+    for share in shares {
+        if let Err(error) = bring(&config.keys.socket(), share).await {
+            eprintln!("cardvault: {error:#}; other servers need their custodians: cardvault keys unseal");
+            return;
+        }
+    }
 }
 
 async fn dek(common: &Common, purpose: DekPurpose) -> anyhow::Result<()> {

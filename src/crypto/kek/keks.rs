@@ -69,6 +69,7 @@ impl Keks {
                 self.take_rebuilt(soft.copy());
             }
         }
+        // One that was taken ahead of its entry has its entry in this very keyring.
         self.rebuilt().retain(|id, _| new.find(id).is_some());
         self.file.store(Arc::new(new));
     }

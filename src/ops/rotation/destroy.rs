@@ -174,6 +174,10 @@ impl Admin {
             apart(move || keks.destroy_in_token(&id).map_err(DataKeysError::Make)).await?;
         }
         self.keks.replace(keyring.without(id))?;
+        // Servers look at the keys again, and forget it with its entry.
+        raise_epoch(&self.db).await?;
+        let now = epoch(&self.db).await?;
+        self.wait_for_servers(|replica| replica.epoch >= now).await?;
         sweep_old_rows(&self.db).await?;
         Ok(Destroyed::Now)
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::base::ids::KekId;
 use crate::crypto::kek::file::{self, FileKek, Kek, Place};
+use crate::crypto::kek::shares::{self, Share};
 use crate::crypto::kek::{KekProvider, SoftKek};
 use crate::crypto::keyring::{KeyState, Purpose, make_data_key};
 use crate::ops::keys::{DataKeysError, apart, unwrap_row};
@@ -31,12 +32,36 @@ pub enum Target {
     File,
     /// In the token of `[keys.hsm]`.
     Token,
+    /// With custodians.
+    Split {
+        /// How many shares are made.
+        shares: u8,
+        /// How many of them rebuild the key.
+        threshold: u8,
+    },
 }
 
 impl Target {
     fn fits(self, place: &Place) -> bool {
-        matches!((self, place), (Self::File, Place::File(_)) | (Self::Token, Place::Token))
+        matches!(
+            (self, place),
+            (Self::File, Place::File(_))
+                | (Self::Token, Place::Token)
+                | (Self::Split { .. }, Place::Split(_))
+        )
     }
+}
+
+/// Gives shares to their custodians, and reads back what they got: only what was kept is proven.
+pub type Keep<'a> = dyn FnMut(&KekId, &[Share]) -> anyhow::Result<Vec<Share>> + Send + 'a;
+
+/// A rotation whose new KEK stands in the keyring.
+pub struct KekBegun {
+    old: KekId,
+    /// The new KEK.
+    pub new: KekId,
+    finished_earlier: bool,
+    _lock: std::fs::File,
 }
 
 /// What a rotation came to.
@@ -57,17 +82,24 @@ pub struct KekRotated {
 }
 
 impl Admin {
-    /// Rotates the KEK, or finishes a rotation that was cut off.
-    pub async fn rotate_kek(&self, to: Target) -> Result<KekRotated, RotationError> {
-        let _lock = file::lock(self.keks.path())?;
+    /// Enters a new KEK in the keyring, or takes up the one of a rotation that was cut off.
+    pub async fn begin_kek(&self, to: Target, keep: &mut Keep<'_>) -> Result<KekBegun, RotationError> {
+        let lock = file::lock(self.keks.path())?;
         let keyring = self.keks.read_again()?;
         let old = keyring.active().clone();
         let rows = list_keys(&self.db).await?;
         let (new, finished_earlier) = match begun(&keyring, &rows, to) {
             Begun::Entered(id) => (id, true),
             Begun::InUse => (old.clone(), true),
-            Begun::Nothing => (self.enter(&keyring, to).await?, false),
+            Begun::Nothing => (self.enter(&keyring, to, keep).await?, false),
         };
+        Ok(KekBegun { old, new, finished_earlier, _lock: lock })
+    }
+
+    /// Waits until every live server opens what the new KEK wraps, takes it into use, and wraps all data
+    /// keys under it.
+    pub async fn finish_kek(&self, begun: KekBegun) -> Result<KekRotated, RotationError> {
+        let KekBegun { old, new, finished_earlier, _lock } = begun;
         let servers = self.canary_opened(&new).await?;
         if new != old {
             let keyring = self.keks.read_again()?;
@@ -83,17 +115,59 @@ impl Admin {
         let keyring = self.keks.keyring();
         match keyring.find(keyring.active()).map(|kek| &kek.place) {
             Some(Place::Token) => Target::Token,
+            Some(Place::Split(split)) => {
+                let shares = u8::try_from(split.shares.len()).unwrap_or(u8::MAX);
+                Target::Split { shares, threshold: split.threshold }
+            }
             _ => Target::File,
         }
     }
 
+    /// Splits the KEK that is in use, which stays the same key; a split that it had before ends. The keyring
+    /// changes only after what the custodians have kept is shown to rebuild the key.
+    pub async fn split_kek(
+        &self,
+        shares: u8,
+        threshold: u8,
+        keep: &mut Keep<'_>,
+    ) -> Result<KekId, RotationError> {
+        let _lock = file::lock(self.keks.path())?;
+        let keyring = self.keks.read_again()?;
+        let id = keyring.active().clone();
+        let soft = self.keks.soft(&id).map_err(|error| RotationError::Keys(DataKeysError::Make(error)))?;
+        let place = split_and_keep(&soft, shares, threshold, keep)?;
+        self.keks.replace(keyring.with_place(&id, place))?;
+        Ok(id)
+    }
+
+    /// Puts the KEK that is in use back into the keyring file.
+    pub async fn combine_kek(&self) -> Result<KekId, RotationError> {
+        let _lock = file::lock(self.keks.path())?;
+        let keyring = self.keks.read_again()?;
+        let id = keyring.active().clone();
+        let soft = self.keks.soft(&id).map_err(|error| RotationError::Keys(DataKeysError::Make(error)))?;
+        self.keks.replace(keyring.with_place(&id, Place::File(soft)))?;
+        Ok(id)
+    }
+
     /// Makes a KEK and enters it in the keyring, where it wraps nothing yet.
-    async fn enter(&self, keyring: &FileKek, to: Target) -> Result<KekId, RotationError> {
+    async fn enter(
+        &self,
+        keyring: &FileKek,
+        to: Target,
+        keep: &mut Keep<'_>,
+    ) -> Result<KekId, RotationError> {
         let created = self.clock.now().rfc3339();
         let (id, place) = match to {
             Target::File => {
                 let kek = SoftKek::make().map_err(file::KeyFileError::from)?;
                 (kek.id().clone(), Place::File(kek))
+            }
+            Target::Split { shares, threshold } => {
+                let kek = SoftKek::make().map_err(file::KeyFileError::from)?;
+                let (id, place) = (kek.id().clone(), split_and_keep(&kek, shares, threshold, keep)?);
+                self.keks.take_rebuilt(kek);
+                (id, place)
             }
             Target::Token => {
                 let id = KekId::make().map_err(file::KeyFileError::from)?;
@@ -151,6 +225,24 @@ impl Admin {
                 .to_owned(),
         ))
     }
+}
+
+/// Splits a KEK, has the shares kept, and shows that what was kept rebuilds the key.
+fn split_and_keep(
+    kek: &SoftKek,
+    count: u8,
+    threshold: u8,
+    keep: &mut Keep<'_>,
+) -> Result<Place, RotationError> {
+    let refused = |why: String| RotationError::Refused(why);
+    let (split, made) = shares::split(kek, count, threshold).map_err(|error| refused(error.to_string()))?;
+    let kept = keep(kek.id(), &made).map_err(|error| {
+        refused(format!("the shares could not be kept, so nothing was changed: {error:#}"))
+    })?;
+    shares::prove(kek.id(), &split, &kept).map_err(|error| {
+        refused(format!("the shares that were kept do not rebuild the key, so nothing was changed: {error}"))
+    })?;
+    Ok(Place::Split(split))
 }
 
 /// Whether a data key is wrapped under another KEK.

@@ -49,6 +49,8 @@ pub struct TestVault {
     pub sandbox: Sandbox,
     /// Where the API listens.
     pub address: SocketAddr,
+    /// Where the health checks listen.
+    pub health: Option<SocketAddr>,
     guard: LeakGuard,
     files: PathBuf,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -78,7 +80,8 @@ impl TestVault {
         let files = db.files.clone();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let policy = Policy::default();
-        let mut vault = Self { dir, config, policy, sandbox, address, guard, files, running: None };
+        let mut vault =
+            Self { dir, config, policy, sandbox, address, health: None, guard, files, running: None };
         vault.serve().await;
         vault
     }
@@ -120,6 +123,7 @@ impl TestVault {
         let policy = self.policy.clone();
         let app = App::start_with(&self.config, policy).await.unwrap_or_else(|error| panic!("{error:#}"));
         self.address = app.api_address();
+        self.health = app.ops_address();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(app.serve(async {
             let _ = stopped.await;
@@ -184,6 +188,18 @@ impl TestVault {
             let _ = stopped.await;
         }));
         Another { address, stop, task }
+    }
+
+    /// What the health check says: status line and body.
+    pub async fn readiness(&self) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream =
+            tokio::net::TcpStream::connect(self.health.expect("a health listener")).await.expect("connect");
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("write");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        let first = answer.lines().next().unwrap_or_default();
+        format!("{first} {}", answer.rsplit("\r\n").next().unwrap_or_default())
     }
 
     /// Runs a command of the real program with this vault's configuration file.
