@@ -208,6 +208,15 @@ impl Keyring {
         self.read().by_id.get(id).cloned()
     }
 
+    /// Every loaded key of a purpose, the active one first.
+    pub fn of_purpose(&self, purpose: Purpose) -> Vec<Arc<DataKey>> {
+        let keys = self.read();
+        let active = keys.active.get(&purpose);
+        let mut all: Vec<_> = keys.by_id.values().filter(|key| key.purpose == purpose).cloned().collect();
+        all.sort_by_key(|key| (Some(key.id()) != active, key.id().clone()));
+        all
+    }
+
     /// Adds a key that was loaded on demand, or gives a known key another state. An active key takes the
     /// place of the one that was active, which goes on opening. A destroyed key is forgotten.
     pub fn insert(&self, key: DataKey, state: KeyState) {

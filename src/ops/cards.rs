@@ -180,13 +180,30 @@ impl Vault {
         token: &SecretText,
         buyer: Option<&str>,
     ) -> Result<Option<CardRow>, OpError> {
-        let digest = self.token_digest(merchant, token)?;
-        Ok(rows::find_card_by_token(&self.db, merchant, buyer, &digest).await?)
+        self.keys.active(Purpose::RequestMac)?;
+        for key in self.keys.of_purpose(Purpose::RequestMac) {
+            let digest = request_mac::token_digest(&key, merchant, token)?;
+            if let Some(row) = rows::find_card_by_token(&self.db, merchant, buyer, &digest).await? {
+                return Ok(Some(row));
+            }
+        }
+        Ok(None)
     }
 
-    /// The keyed digest by which a card that Antom holds is found again.
-    pub(super) fn token_digest(&self, merchant: &Merchant, token: &SecretText) -> Result<[u8; 32], OpError> {
-        Ok(request_mac::token_digest(&*self.keys.active(Purpose::RequestMac)?, merchant, token)?)
+    /// Whether a card is the one that Antom holds under this token.
+    pub(super) fn has_token(
+        &self,
+        merchant: &Merchant,
+        row: &CardRow,
+        token: &SecretText,
+    ) -> Result<bool, OpError> {
+        let Held::Token { digest: known, .. } = &row.held else { return Ok(false) };
+        for key in self.keys.of_purpose(Purpose::RequestMac) {
+            if request_mac::same(&request_mac::token_digest(&key, merchant, token)?, known) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The card that a payment names by Antom's token, or that the gateway has told; a token that is new
@@ -202,7 +219,8 @@ impl Vault {
                 return Ok(row);
             }
             let (card_id, now) = (CardId::make()?, self.now());
-            let digest = self.token_digest(merchant, token)?;
+            let mac_key = self.keys.active(Purpose::RequestMac)?;
+            let digest = request_mac::token_digest(&mac_key, merchant, token)?;
             let dek = self.keys.active(Purpose::GatewayToken)?;
             let place = Place { merchant, record: card_id.as_str(), field: Field::Token };
             let text = SecretBuf::from_vec(token.expose().as_bytes().to_vec());
@@ -213,6 +231,7 @@ impl Vault {
                 buyer,
                 token: &sealed,
                 digest: &digest,
+                digest_key: mac_key.id().as_str(),
                 now,
             };
             let mut tx = self.db.begin_write().await?;

@@ -268,6 +268,11 @@ impl DataKeys {
         self.view.load().fingerprints.clone()
     }
 
+    /// Every loaded key of a purpose, the active one first: for finding what an older one has made.
+    pub fn of_purpose(&self, purpose: Purpose) -> Vec<Arc<DataKey>> {
+        self.ring.of_purpose(purpose)
+    }
+
     /// The epoch of what is known here. Read it before the keys.
     pub fn epoch(&self) -> i64 {
         self.view.load().epoch

@@ -176,6 +176,8 @@ pub struct NewTokenCard<'a> {
     pub token: &'a Sealed,
     /// Keyed digest of the token.
     pub digest: &'a [u8],
+    /// The key of that digest.
+    pub digest_key: &'a str,
     /// Now.
     pub now: Millis,
 }
@@ -183,8 +185,8 @@ pub struct NewTokenCard<'a> {
 /// Inserts a card that Antom holds; `false` where the merchant's buyer has one with this token.
 pub async fn insert_token_card(tx: &mut Tx, card: &NewTokenCard<'_>) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO cards (card_id, merchant, buyer, source, brand, bin, last4, token, \
-         token_digest, typed_at, version, created_at, updated_at) \
-         VALUES ($1, $2, $3, 'GATEWAY_TOKEN', '', '', '', $4, $5, $6, 1, $6, $6) \
+         token_digest, typed_at, version, created_at, updated_at, token_digest_key) \
+         VALUES ($1, $2, $3, 'GATEWAY_TOKEN', '', '', '', $4, $5, $6, 1, $6, $6, $7) \
          ON CONFLICT (merchant, buyer, token_digest) WHERE token_digest IS NOT NULL DO NOTHING";
     let args = [
         Arg::Text(card.card_id.as_str()),
@@ -193,6 +195,7 @@ pub async fn insert_token_card(tx: &mut Tx, card: &NewTokenCard<'_>) -> Result<b
         Arg::Bytes(card.token.as_bytes()),
         Arg::Bytes(card.digest),
         Arg::Int(card.now.0),
+        Arg::Text(card.digest_key),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }
@@ -395,7 +398,7 @@ pub async fn erase_card(
     now: Millis,
 ) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE cards SET fingerprint = NULL, fingerprint_b = NULL, pan = NULL, details = NULL, \
-         token = NULL, token_digest = NULL, buyer = '', \
+         token = NULL, token_digest = NULL, token_digest_key = NULL, buyer = '', \
          bin = '', cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, \
          updated_at = $3, erased_at = COALESCE(erased_at, $3) \
          WHERE merchant = $1 AND card_id = $2";

@@ -14,6 +14,8 @@ pub struct Source {
     pub table: &'static str,
     /// Its sealed columns.
     pub columns: &'static [&'static str],
+    /// The purpose of the keys that seal them (`crypto::keyring::Purpose`).
+    pub purpose: &'static str,
     /// The fields that they are sealed as, in the same order (`crypto::aad::Field`).
     pub fields: &'static [&'static str],
     page: &'static str,
@@ -62,6 +64,7 @@ macro_rules! source {
         Source {
             table: $table,
             columns: &[$a, $b],
+            purpose: "card",
             fields: &[$fa, $fb],
             page: concat!(
                 "SELECT ",
@@ -208,13 +211,39 @@ pub const SOURCES: &[Source] = &[
         record: "account || '/' || kind || '/' || request_id",
         a: "outgoing" as "outgoing", b: "answer" as "gateway_answer"),
     NOTICES,
+    TOKENS,
 ];
+
+/// Antom's tokens of cards that only Antom holds: under keys of their own.
+#[rustfmt::skip]
+const TOKENS: Source = Source {
+    table: "cards",
+    columns: &["token"],
+    purpose: "gateway_token",
+    fields: &["token"],
+    page: "SELECT card_id AS k1, '' AS k2, merchant, card_id AS record, token AS a, CAST(NULL AS BYTEA) AS b \
+         FROM cards WHERE (card_id, '') > ($2, $3) AND substr(token, 3, 20) <> $1 ORDER BY card_id LIMIT $4",
+    sample: "SELECT card_id AS k1, '' AS k2, merchant, card_id AS record, token AS a, CAST(NULL AS BYTEA) AS b \
+         FROM cards WHERE card_id >= $1 AND token IS NOT NULL ORDER BY card_id LIMIT $2",
+    update: "UPDATE cards SET token = COALESCE($3, token) WHERE card_id = $1 AND $2 = '' \
+         AND ($5 IS NULL OR token = $5) AND $4 IS NULL AND $6 IS NULL \
+         AND EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $7)",
+    update_many: "UPDATE cards SET token = COALESCE(d.new_a, token) \
+         FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[]) \
+         AS d(k1, k2, new_a, new_b, old_a, old_b) WHERE card_id = d.k1 \
+         AND (d.old_a IS NULL OR token = d.old_a) \
+         AND EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $7)",
+    count_stale: "SELECT count(*) AS n FROM cards WHERE substr(token, 3, 20) <> $1",
+    count_by_key: &["SELECT substr(token, 3, 20) AS k, count(*) AS n FROM cards WHERE token IS NOT NULL \
+         GROUP BY substr(token, 3, 20)"],
+};
 
 /// Notifications that were kept aside: one sealed column, so the second one's places are empty.
 #[rustfmt::skip]
 const NOTICES: Source = Source {
     table: "notices",
     columns: &["body"],
+    purpose: "card",
     fields: &["gateway_answer"],
     page: "SELECT account AS k1, digest AS k2, merchant, 'notice/' || digest AS record, body AS a, \
          CAST(NULL AS BYTEA) AS b FROM notices WHERE (account, digest) > ($2, $3) \
@@ -277,18 +306,11 @@ pub async fn count_by_key(db: &Db, source: &Source) -> Result<Vec<(Vec<u8>, u64)
     Ok(counts)
 }
 
-/// How many cards that only Antom holds are sealed under each key of theirs.
-pub async fn count_tokens(db: &Db) -> Result<Vec<(Vec<u8>, u64)>, StoreError> {
-    const SQL: &str = "SELECT substr(token, 3, 20) AS k, count(*) AS n FROM cards WHERE token IS NOT NULL \
-         GROUP BY substr(token, 3, 20)";
-    let rows = db.list(SQL, &[]).await?;
-    rows.iter().map(|row| Ok((row.bytes("k")?, u64::try_from(row.int("n")?).unwrap_or_default()))).collect()
-}
-
-/// How many payments and operations have a meaning under each request-MAC key.
+/// How many payments, operations and cards that only Antom holds have a meaning under each request-MAC key.
 pub async fn count_meanings(db: &Db) -> Result<Vec<(String, u64)>, StoreError> {
     const SQL: &str = "SELECT meaning_key, count(*) AS n FROM ( \
          SELECT meaning_key FROM payments UNION ALL \
+         SELECT token_digest_key FROM cards WHERE token_digest_key IS NOT NULL UNION ALL \
          SELECT meaning_key FROM operations WHERE meaning_key IS NOT NULL) AS meanings GROUP BY meaning_key";
     let rows = db.list(SQL, &[]).await?;
     let count = |row: &Row| Ok((row.text("meaning_key")?, u64::try_from(row.int("n")?).unwrap_or_default()));

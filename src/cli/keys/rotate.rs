@@ -75,6 +75,8 @@ pub enum Provider {
 pub enum DekPurpose {
     /// Seals cards and what is kept of payments.
     Card,
+    /// The key that seals Antom's tokens of cards that only Antom holds.
+    GatewayToken,
     /// Tells whether a repeated request is the same one.
     RequestMac,
 }
@@ -157,12 +159,13 @@ async fn dek(common: &Common, purpose: DekPurpose) -> anyhow::Result<()> {
     let (_, admin) = super::opened(common).await?;
     let purpose = match purpose {
         DekPurpose::Card => Purpose::Card,
+        DekPurpose::GatewayToken => Purpose::GatewayToken,
         DekPurpose::RequestMac => Purpose::RequestMac,
     };
     let done = admin.rotate_data_key(purpose).await?;
     admin.db.close().await;
     println!("{} seals from now on; {} only opens", done.new, done.old);
-    if purpose == Purpose::Card {
+    if matches!(purpose, Purpose::Card | Purpose::GatewayToken) {
         println!("next: cardvault keys reencrypt");
     }
     Ok(())

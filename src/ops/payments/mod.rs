@@ -25,7 +25,7 @@ use crate::model::access::{Allowed, Pay, ReadPayments, Scope, WriteCards};
 use crate::model::pay_request::{PayRequest, canonical, payment_request_id};
 use crate::model::payment::Status;
 use crate::model::payment_view::{CancelView, PaymentView};
-use crate::store::cards::{Held, find_card};
+use crate::store::cards::find_card;
 use crate::store::operations::list_operations;
 use crate::store::payments as rows;
 use crate::store::payments::PaymentRow;
@@ -105,9 +105,8 @@ impl Vault {
             (None, Named::None) => Ok(true),
             (Some(card), Named::Reference(id)) => Ok(*card == id),
             (Some(card), Named::Token(token)) => {
-                let digest = self.token_digest(&row.merchant, &token)?;
-                let known = find_card(&self.db, &row.merchant, card).await?.map(|card| card.held);
-                Ok(matches!(known, Some(Held::Token { digest: known, .. }) if known == digest))
+                let known = find_card(&self.db, &row.merchant, card).await?;
+                known.map_or(Ok(false), |known| self.has_token(&row.merchant, &known, &token))
             }
             (Some(card), Named::Number(pan)) => {
                 let known = find_card(&self.db, &row.merchant, card).await?;

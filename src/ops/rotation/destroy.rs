@@ -95,14 +95,17 @@ impl Admin {
     /// Refuses while a row needs the key.
     async fn nothing_needs(&self, row: &KeyRow) -> Result<(), RotationError> {
         let (count, what) = match Purpose::parse(&row.purpose) {
-            Some(Purpose::Card) => (
+            Some(Purpose::Card | Purpose::GatewayToken) => (
                 self.records_under(&row.id).await?,
                 "records are sealed under it; run `cardvault keys reencrypt` first",
             ),
             Some(Purpose::RequestMac) => {
                 let all = reseal::count_meanings(&self.db).await?;
                 let mine = all.iter().filter(|(key, _)| key == row.id.as_str()).map(|(_, count)| count);
-                (mine.sum(), "payments tell their repeats by it; it stays as long as they do")
+                (
+                    mine.sum(),
+                    "payments tell their repeats by it, or cards are found by it; it stays as long as they do",
+                )
             }
             // The active key has a fingerprint of every card: nothing needs the old ones but old references.
             _ => (0, ""),

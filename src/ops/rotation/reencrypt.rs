@@ -120,9 +120,9 @@ impl Admin {
     /// How many rows have a record under another card key than the active one.
     pub async fn count_stale(&self) -> Result<u64, RotationError> {
         self.follow_patiently().await?;
-        let raw = raw(&*self.keys.active(Purpose::Card)?)?;
         let mut left = 0;
         for source in SOURCES {
+            let raw = raw(&*self.keys.active(purpose(source))?)?;
             left += patiently(|| reseal::count_stale(&self.db, source, &raw)).await?;
         }
         Ok(left)
@@ -170,7 +170,7 @@ impl Run<'_> {
             // Another rotation may begin meanwhile: the records then go to its key.
             self.admin.follow_patiently().await?;
             let epoch = self.admin.keys.epoch();
-            let active = self.admin.keys.active(Purpose::Card)?;
+            let active = self.admin.keys.active(purpose(source))?;
             let raw = raw(&active)?;
             let limit = i64::from(self.pace.batch.max(1));
             let rows = patiently(|| reseal::page(db, source, &raw, &after, limit)).await?;
@@ -226,6 +226,11 @@ impl Run<'_> {
 
 fn fields(source: &Source) -> impl Iterator<Item = Option<Field>> + '_ {
     source.fields.iter().map(|name| Field::parse(name))
+}
+
+/// What the keys of a table's records are for.
+fn purpose(source: &Source) -> Purpose {
+    Purpose::parse(source.purpose).unwrap_or(Purpose::Card)
 }
 
 fn raw(key: &DataKey) -> Result<[u8; 20], RotationError> {

@@ -49,7 +49,7 @@ both_engines! {
         assert_eq!(rows(&now, &key), 3, "{now}");
         assert_eq!(rows(&now, &id(&now, "fingerprint", "active")), 1);
         assert_eq!(rows(&now, &id(&now, "request_mac", "active")), 1);
-        assert_eq!(rows(&now, &id(&now, "kek", "active")), 3);
+        assert_eq!(rows(&now, &id(&now, "kek", "active")), 4);
         assert_eq!(now["servers"].as_array().map(Vec::len), Some(1));
         assert_eq!(now["gatewayKeys"].as_array().map(Vec::len), Some(2));
         let text = keys(&vault, &["status"]).await;
@@ -176,7 +176,7 @@ both_engines! {
         std::fs::write(&vault.config.keys.keyring, back).unwrap();
         let said = keys(&vault, &["rotate", "kek"]).await;
         assert!(said.contains("finished") && said.contains(&third), "{said}");
-        assert_eq!(number(&db, &format!("SELECT count(*) FROM data_keys WHERE kek_id = '{third}'")).await, 3);
+        assert_eq!(number(&db, &format!("SELECT count(*) FROM data_keys WHERE kek_id = '{third}'")).await, 4);
         for old in [&first, &entered] {
             keys(&vault, &["destroy", old]).await;
         }
@@ -284,8 +284,10 @@ async fn no_sealed_column_is_forgotten() {
         "_sqlx_migrations.checksum",
         "cards.fingerprint",
         "cards.fingerprint_b",
+        "cards.token_digest",
         "data_keys.wrapped",
         "kek_canaries.wrapped",
+        "operations.meaning",
         "payments.meaning",
     ];
     let db = Database::sqlite();
