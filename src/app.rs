@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use crate::base::clock::{SharedClock, SystemClock};
 use crate::base::ids::{GatewayAccount, KekId};
 use crate::base::secret::SecretText;
-use crate::config::{Config, GatewaySection, NotifySection};
-use crate::crypto::kek::Keks;
+use crate::config::{Config, GatewaySection, HsmSection, NotifySection};
 use crate::crypto::kek::file::Place;
+use crate::crypto::kek::{Keks, TokenKeks};
 use crate::gateway::Gateway;
 use crate::gateway::antom::client::{self, Client};
 use crate::http::notify;
@@ -312,7 +312,23 @@ async fn sweep(vault: Arc<Vault>) {
 
 /// The KEKs that the configuration names.
 pub fn keks(config: &Config) -> anyhow::Result<Keks> {
-    Ok(Keks::open(&config.keys.keyring, None)?)
+    let token = config.keys.hsm.as_ref().map(token).transpose()?;
+    Ok(Keks::open(&config.keys.keyring, token)?)
+}
+
+#[cfg(feature = "pkcs11")]
+fn token(section: &HsmSection) -> anyhow::Result<Arc<dyn TokenKeks>> {
+    use crate::crypto::kek::hsm::{Hsm, Options};
+    Ok(Arc::new(Hsm::new(Options {
+        module: section.module.clone(),
+        token: section.token.clone(),
+        pin_file: section.pin_file.clone(),
+    })))
+}
+
+#[cfg(not(feature = "pkcs11"))]
+fn token(_: &HsmSection) -> anyhow::Result<Arc<dyn TokenKeks>> {
+    bail!("keys.hsm: this program was built without PKCS#11; build it with `--features pkcs11`")
 }
 
 /// Opens the configured database.

@@ -19,8 +19,13 @@ const PREFIX: &str = "CARDVAULT_";
 /// The sections that variables can reach.
 const SECTIONS: &[&str] = &["api", "notify", "ops", "database", "keys", "retention"];
 /// Variables of the command line and of the tests, which are no keys.
-const NOT_KEYS: &[&str] =
-    &["CARDVAULT_CONFIG", "CARDVAULT_LOG", "CARDVAULT_REQUIRE_POSTGRES", "CARDVAULT_TEST_NO_POSTGRES"];
+const NOT_KEYS: &[&str] = &[
+    "CARDVAULT_CONFIG",
+    "CARDVAULT_LOG",
+    "CARDVAULT_REQUIRE_POSTGRES",
+    "CARDVAULT_REQUIRE_SOFTHSM",
+    "CARDVAULT_TEST_NO_POSTGRES",
+];
 
 /// Why a configuration is not taken: the key, what is wrong with it, and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +191,9 @@ pub struct KeysSection {
     /// The Unix socket by which custodians bring their shares; `unseal.sock` beside the keyring where absent.
     #[serde(default)]
     pub unseal_socket: Option<PathBuf>,
+    /// The PKCS#11 token with key-encryption keys, where there is one.
+    #[serde(default)]
+    pub hsm: Option<HsmSection>,
     /// How long a key-encryption key wraps.
     #[serde(default = "year")]
     pub kek_cryptoperiod_days: u32,
@@ -198,6 +206,18 @@ pub struct KeysSection {
     /// How many records a data key seals.
     #[serde(default = "seals")]
     pub seals_per_key: u64,
+}
+
+/// `[keys.hsm]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HsmSection {
+    /// The PKCS#11 library of the token's maker.
+    pub module: PathBuf,
+    /// The token's label.
+    pub token: String,
+    /// A file with the user's PIN.
+    pub pin_file: PathBuf,
 }
 
 fn year() -> u32 {
@@ -348,6 +368,10 @@ impl Config {
         at(&mut self.api.client_ca);
         if let Some(path) = &mut self.keys.unseal_socket {
             at(path);
+        }
+        if let Some(hsm) = &mut self.keys.hsm {
+            at(&mut hsm.module);
+            at(&mut hsm.pin_file);
         }
         at(&mut self.keys.keyring);
         if let Some(notify) = &mut self.notify {

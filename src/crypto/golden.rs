@@ -11,7 +11,7 @@ use super::aad::{Field, Place};
 use super::committed::Fresh;
 use super::envelope::{dek_id, open, open_pan, seal_fresh, seal_pan_fresh};
 use super::fingerprint::{fingerprint, parse, show};
-use super::kek::KekProvider;
+use super::kek::WrapsKeys;
 use super::kek::file::tests::{check_of, known, wrap_known};
 use super::keyring::{DataKey, Purpose};
 use super::request_mac::{request_mac, verify};

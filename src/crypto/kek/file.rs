@@ -22,7 +22,7 @@ use crate::crypto::committed::Fresh;
 use crate::crypto::keyring::{DataKey, Purpose};
 
 use super::soft::{SoftKek, check_value};
-use super::{KekProvider, WrapError};
+use super::{KekProvider, WrapError, WrapsKeys};
 
 /// Largest keyring file, in bytes: some three hundred keys.
 const FILE_BYTES: usize = 64 * 1024;
@@ -430,7 +430,9 @@ impl KekProvider for FileKek {
     fn kek_id(&self) -> KekId {
         self.active.clone()
     }
+}
 
+impl WrapsKeys for FileKek {
     fn wrap_under(&self, kek: &KekId, key: &DataKey) -> Result<Vec<u8>, WrapError> {
         self.soft(kek)?.wrap(key, &Fresh::make()?)
     }

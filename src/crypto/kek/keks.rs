@@ -14,7 +14,7 @@ use crate::crypto::keyring::{DataKey, Purpose};
 use super::file::{self, FileKek, KeyFileError, Place, Split};
 use super::shares::{Share, ShareError};
 use super::soft::SoftKek;
-use super::{KekProvider, WrapError};
+use super::{KekProvider, TokenKeks, WrapError, WrapsKeys};
 
 /// The KEKs that a keyring file lists.
 pub struct Keks {
@@ -23,15 +23,6 @@ pub struct Keks {
     /// Rebuilt from shares; in memory only.
     rebuilt: RwLock<HashMap<KekId, SoftKek>>,
     token: Option<Arc<dyn TokenKeks>>,
-}
-
-/// A provider that makes and destroys its own KEKs; their keys never leave it.
-pub trait TokenKeks: KekProvider {
-    /// Makes a KEK of this id.
-    fn make(&self, id: &KekId) -> Result<(), WrapError>;
-
-    /// Destroys a KEK; one that is not there is destroyed.
-    fn destroy(&self, id: &KekId) -> Result<(), WrapError>;
 }
 
 impl Keks {
@@ -167,6 +158,14 @@ impl KekProvider for Keks {
         self.keyring().active().clone()
     }
 
+    fn reload(&self) {
+        if let Err(error) = self.read_again() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the keyring cannot be read again");
+        }
+    }
+}
+
+impl WrapsKeys for Keks {
     fn wrap_under(&self, kek: &KekId, key: &DataKey) -> Result<Vec<u8>, WrapError> {
         self.with(kek, |place| match place {
             Key::Soft(soft) => soft.wrap(key, &Fresh::make()?),
@@ -185,11 +184,5 @@ impl KekProvider for Keks {
             Key::Soft(soft) => soft.unwrap(id, purpose, wrapped).ok_or(WrapError::CouldNotOpen),
             Key::Token(token) => token.unwrap(id, purpose, kek, wrapped),
         })
-    }
-
-    fn reload(&self) {
-        if let Err(error) = self.read_again() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the keyring cannot be read again");
-        }
     }
 }

@@ -1,12 +1,16 @@
 //! Key-encryption keys. A KEK wraps data keys and does nothing else; it is never in the database, and
 //! what it wraps is nowhere else (PCI DSS 3.6.1.2, 3.6.1.3: stored separately, at least as strong).
 
+#[cfg(test)]
+mod conformance;
 pub mod file;
+#[cfg(feature = "pkcs11")]
+pub mod hsm;
 mod keks;
 pub mod shares;
 mod soft;
 
-pub use keks::{Keks, TokenKeks};
+pub use keks::Keks;
 pub use soft::SoftKek;
 
 use crate::base::entropy::NoEntropy;
@@ -14,8 +18,19 @@ use crate::base::ids::{DekId, KekId};
 
 use super::keyring::{DataKey, Purpose};
 
+/// Wraps data keys under key-encryption keys that it has.
+pub trait WrapsKeys: Send + Sync {
+    /// Wraps a data key under a KEK.
+    fn wrap_under(&self, kek: &KekId, key: &DataKey) -> Result<Vec<u8>, WrapError>;
+
+    /// Unwraps a data key that `kek` wrapped. `id`, `purpose` and `kek` are what the row says of it; a
+    /// wrapped key that belongs to another row does not unwrap.
+    fn unwrap(&self, id: &DekId, purpose: Purpose, kek: &KekId, wrapped: &[u8])
+    -> Result<DataKey, WrapError>;
+}
+
 /// Holds key-encryption keys, of which one is in use for wrapping.
-pub trait KekProvider: Send + Sync {
+pub trait KekProvider: WrapsKeys {
     /// The KEK that wraps.
     fn kek_id(&self) -> KekId;
 
@@ -26,17 +41,18 @@ pub trait KekProvider: Send + Sync {
         Ok(Wrapped { kek, bytes })
     }
 
-    /// Wraps a data key under a KEK that need not be the one in use.
-    fn wrap_under(&self, kek: &KekId, key: &DataKey) -> Result<Vec<u8>, WrapError>;
-
-    /// Unwraps a data key that `kek` wrapped. `id`, `purpose` and `kek` are what the row says of it; a
-    /// wrapped key that belongs to another row does not unwrap.
-    fn unwrap(&self, id: &DekId, purpose: Purpose, kek: &KekId, wrapped: &[u8])
-    -> Result<DataKey, WrapError>;
-
     /// Looks again at what it was made from: a KEK may have been added or removed since. Where that cannot
     /// be read, what was known stays.
     fn reload(&self) {}
+}
+
+/// Makes and destroys its own KEKs; their keys never leave it.
+pub trait TokenKeks: WrapsKeys {
+    /// Makes a KEK of this id.
+    fn make(&self, id: &KekId) -> Result<(), WrapError>;
+
+    /// Destroys a KEK; one that is not there is destroyed.
+    fn destroy(&self, id: &KekId) -> Result<(), WrapError>;
 }
 
 /// A wrapped data key, and the KEK that opens it.

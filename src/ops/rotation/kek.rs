@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::base::ids::KekId;
 use crate::crypto::kek::file::{self, FileKek, Kek, Place};
 use crate::crypto::kek::shares::{self, Share};
-use crate::crypto::kek::{KekProvider, SoftKek};
+use crate::crypto::kek::{SoftKek, WrapError, WrapsKeys};
 use crate::crypto::keyring::{KeyState, Purpose, make_data_key};
 use crate::ops::keys::{DataKeysError, apart, unwrap_row};
 use crate::store::keys::{KeyRow, list_keys, rewrap_keys};
@@ -209,9 +209,8 @@ impl Admin {
             let (keks, id) = (Arc::clone(&self.keks), kek.clone());
             let wrapped = apart(move || {
                 let wrap = |row: KeyRow| {
-                    let (key, _) = unwrap_row(keks.as_ref(), &row)?.ok_or_else(|| {
-                        DataKeysError::Unwrap(row.id.clone(), crate::crypto::kek::WrapError::CouldNotOpen)
-                    })?;
+                    let (key, _) = unwrap_row(keks.as_ref(), &row)?
+                        .ok_or_else(|| DataKeysError::Unwrap(row.id.clone(), WrapError::CouldNotOpen))?;
                     let wrapped = keks.wrap_under(&id, &key).map_err(DataKeysError::Make)?;
                     Ok((row, wrapped))
                 };

@@ -4,6 +4,7 @@
 mod custodians;
 mod fingerprint;
 mod gateway;
+mod hsm;
 mod rotation;
 mod traffic;
 

@@ -51,6 +51,8 @@ pub struct TestVault {
     pub address: SocketAddr,
     /// Where the health checks listen.
     pub health: Option<SocketAddr>,
+    /// Variables for the programs that are started here.
+    pub environment: Vec<(String, String)>,
     guard: LeakGuard,
     files: PathBuf,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -80,8 +82,18 @@ impl TestVault {
         let files = db.files.clone();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let policy = Policy::default();
-        let mut vault =
-            Self { dir, config, policy, sandbox, address, health: None, guard, files, running: None };
+        let mut vault = Self {
+            dir,
+            config,
+            policy,
+            sandbox,
+            address,
+            health: None,
+            environment: Vec::new(),
+            guard,
+            files,
+            running: None,
+        };
         vault.serve().await;
         vault
     }
@@ -164,6 +176,7 @@ impl TestVault {
             .args(["serve", "--config"])
             .arg(changed)
             .env("CARDVAULT_LOG", "trace")
+            .envs(self.environment.clone())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -213,6 +226,7 @@ impl TestVault {
         command
             .args(arguments)
             .env("CARDVAULT_CONFIG", self.dir.path().join("cardvault.toml"))
+            .envs(self.environment.clone())
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command

@@ -4,6 +4,8 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::crypto::kek::conformance::conforms;
+use crate::crypto::kek::{Keks, shares};
 use crate::crypto::keyring::make_data_key;
 
 const NOW: Millis = Millis(1_772_366_400_000);
@@ -296,4 +298,32 @@ fn one_command_at_a_time_changes_a_keyring() {
     assert!(matches!(lock(&fixture.path).err(), Some(KeyFileError::Locked(_))));
     drop(held);
     assert!(lock(&fixture.path).is_ok());
+}
+
+#[test]
+fn keys_in_the_file_conform_and_so_do_those_rebuilt_from_shares() {
+    let first = Fixture::with(&generated()).load().unwrap_or_else(|error| panic!("{error}"));
+    let both = first.with_new_kek(NOW).expect("entropy");
+    let (one, two) = (first.active().clone(), both.active().clone());
+    conforms(&both, &one, &two);
+    let fixture = Fixture::with(both.render().expose());
+    conforms(&Keks::open(&fixture.path, None).expect("opened"), &one, &two);
+    // Split, and rebuilt in a process that never saw the file with the keys.
+    let mut split = both.copy();
+    let mut rebuilt = Vec::new();
+    for id in [&one, &two] {
+        let soft = both.soft(id).expect("in the file");
+        let (description, made) = shares::split(soft, 5, 3).unwrap_or_else(|error| panic!("{error}"));
+        let some: Vec<&shares::Share> = made.iter().rev().take(3).collect();
+        rebuilt.push(shares::combine(id, &description, &some).unwrap_or_else(|error| panic!("{error}")));
+        split = split.with_place(id, Place::Split(description));
+    }
+    let fixture = Fixture::with(split.render().expose());
+    let keks = Keks::open(&fixture.path, None).expect("opened");
+    let key = make_data_key(Purpose::Card).expect("entropy");
+    assert_eq!(keks.wrap_under(&one, &key).err(), Some(WrapError::Sealed(one.clone())));
+    for kek in rebuilt {
+        keks.take_rebuilt(kek);
+    }
+    conforms(&keks, &one, &two);
 }
