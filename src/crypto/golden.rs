@@ -130,6 +130,84 @@ fn every_golden_wrapped_key_unwraps_and_is_made_again() {
     assert!(Purpose::ALL.into_iter().all(|purpose| purposes.contains(&purpose)), "a purpose without a file");
 }
 
+#[cfg(feature = "pkcs11")]
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenWrapped {
+    kek_id: String,
+    kek: String,
+    dek_id: String,
+    purpose: String,
+    nonce: String,
+    key: String,
+    wrapped: String,
+}
+
+/// What a token wraps, with the token's part done here: the header is taken and the bytes fit.
+#[cfg(feature = "pkcs11")]
+#[test]
+fn every_golden_key_of_a_token_is_read_and_opens() {
+    use super::kek::hsm::{aad, parse};
+    for (path, file) in golden::<TokenWrapped>("wrap-v2") {
+        let kek_id = KekId::parse(&file.kek_id).expect("an id");
+        let dek_id = DekId::parse(&file.dek_id).expect("an id");
+        let purpose = Purpose::parse(&file.purpose).expect("a purpose");
+        let wrapped = hex(&file.wrapped);
+        let (nonce, body) = parse(&kek_id, &wrapped).expect("the right form");
+        assert_eq!(nonce, array(&file.nonce), "{}", path.display());
+        let (ciphertext, tag) = body.split_last_chunk::<16>().expect("a tag");
+        let mut block = ciphertext.to_vec();
+        let kek = key256(|bytes| *bytes = array(&file.kek));
+        let opened =
+            super::aead::open_in_place(&kek, &nonce, &aad(&kek_id, &dek_id, purpose), &mut block, tag);
+        assert!(opened.is_ok() && block == hex(&file.key), "{}", path.display());
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shares {
+    kek_id: String,
+    kek: String,
+    kek_check: String,
+    split: String,
+    threshold: u8,
+    shares: Vec<String>,
+    checks: Vec<String>,
+}
+
+#[test]
+fn every_golden_share_is_read_and_rebuilds() {
+    use super::kek::file::Split;
+    use super::kek::shares::{Share, combine};
+    for (path, file) in golden::<Shares>("shares-v1") {
+        let kek_id = KekId::parse(&file.kek_id).expect("an id");
+        let split = Split {
+            check: array(&file.kek_check),
+            id: array(&file.split),
+            threshold: file.threshold,
+            shares: file.checks.iter().map(|check| array(check)).collect(),
+        };
+        let shares: Vec<Share> = file
+            .shares
+            .iter()
+            .map(|text| Share::parse(&text.as_str().into()).unwrap_or_else(|error| panic!("{error}")))
+            .collect();
+        for (share, text) in shares.iter().zip(&file.shares) {
+            assert_eq!(share.text().expose(), text, "{}", path.display());
+        }
+        for first in 0..=shares.len() - usize::from(file.threshold) {
+            let some: Vec<&Share> = shares.iter().skip(first).take(usize::from(file.threshold)).collect();
+            let rebuilt = combine(&kek_id, &split, &some).unwrap_or_else(|error| panic!("{error}"));
+            let key = data_key(&any_id(), Purpose::Card, &file.kek);
+            let fresh = Fresh { salt: [1; 32], nonce: [2; 12] };
+            let (mine, known) =
+                (rebuilt.wrap(&key, &fresh), wrap_known(&kek_id, array(&file.kek), &key, &fresh));
+            assert_eq!(mine, Ok(known), "the key that came out is the key that went in");
+        }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fingerprint {

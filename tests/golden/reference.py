@@ -59,6 +59,37 @@ def wrapped(kek, raw_kek, raw_dek, purpose, salt, nonce, dek):
     return b"\x01\x01" + raw_kek + sealed_body(kek, salt, nonce, info, aad, dek)
 
 
+def token_wrapped(kek, raw_kek, raw_dek, purpose, nonce, dek):
+    """What a token makes: AES-256-GCM under the KEK itself."""
+    aad = lp("wrap/2", "kek_" + base32(raw_kek), "dek_" + base32(raw_dek), purpose)
+    return b"\x01\x02" + raw_kek + nonce + AESGCM(kek).encrypt(nonce, dek, aad)
+
+
+def times(a, b):
+    """Multiplication in GF(2^8) modulo x^8 + x^4 + x^3 + x^2 + 1."""
+    out = 0
+    while b:
+        out ^= a if b & 1 else 0
+        a = (a << 1) ^ (0x11D if a & 0x80 else 0)
+        b >>= 1
+    return out
+
+
+def share(split, index, threshold, polynomials):
+    """`polynomials` has one for each byte of the key, its constant (the byte) last."""
+    y = bytearray()
+    for coefficients in polynomials:
+        value = 0
+        for coefficient in coefficients:
+            value = times(value, index) ^ coefficient
+        y.append(value)
+    body = b"\x01" + split + bytes([index, threshold]) + bytes(y)
+    text = base32(body + hashlib.sha256(body).digest()[:4])
+    shown = "cvshare" + "".join("-" + text[i : i + 4] for i in range(0, len(text), 4))
+    check = mac(bytes(y), "cardvault/share-check/v1", split, bytes([index]))[:8]
+    return shown, check.hex()
+
+
 def mac(key, *parts):
     return hmac.new(key, lp(*parts), hashlib.sha256).digest()
 
@@ -111,6 +142,32 @@ def golden():
             "nonce": nonce.hex(),
             "key": dek.hex(),
             "wrapped": wrapped(kek, raw_kek, raw_dek, purpose, salt, nonce, dek).hex(),
+        }
+    for number, purpose in enumerate(["card", "fingerprint", "request_mac"]):
+        kek, raw_kek, raw_dek = count(0x80, 32), count(0xC0, 20), count(0xA0 + number, 20)
+        dek, nonce = count(0x10 + number, 32), count(0x70 + number, 12)
+        yield f"wrap-v2/{purpose}.json", {
+            "kek_id": "kek_" + base32(raw_kek),
+            "kek": kek.hex(),
+            "dek_id": "dek_" + base32(raw_dek),
+            "purpose": purpose,
+            "nonce": nonce.hex(),
+            "key": dek.hex(),
+            "wrapped": token_wrapped(kek, raw_kek, raw_dek, purpose, nonce, dek).hex(),
+        }
+    for name, threshold, number in [("two-of-three", 2, 3), ("three-of-five", 3, 5)]:
+        kek, split = count(0x80, 32), count(0xE0 + threshold, 8)
+        chosen = [count(0x21 * i + 7, 32) for i in range(1, threshold)]
+        polynomials = list(zip(*chosen, kek))
+        shares = [share(split, index, threshold, polynomials) for index in range(1, number + 1)]
+        yield f"shares-v1/{name}.json", {
+            "kek_id": "kek_" + base32(count(0xC0, 20)),
+            "kek": kek.hex(),
+            "kek_check": hmac.new(kek, b"cardvault/kek-check/v1", hashlib.sha256).digest()[:8].hex(),
+            "split": split.hex(),
+            "threshold": threshold,
+            "shares": [shown for shown, _ in shares],
+            "checks": [check for _, check in shares],
         }
     for name, merchant, pan in [("acme", "acme", "4111111111111111"), ("globex", "globex", "4111111111111111"),
                                 ("acme-15-digits", "acme", "378282246310005")]:

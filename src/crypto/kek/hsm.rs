@@ -132,14 +132,14 @@ impl TokenKeks for Hsm {
     }
 }
 
-fn parse<'a>(kek: &KekId, wrapped: &'a [u8]) -> Option<([u8; NONCE], &'a [u8])> {
+pub(in crate::crypto) fn parse<'a>(kek: &KekId, wrapped: &'a [u8]) -> Option<([u8; NONCE], &'a [u8])> {
     let (header, rest) = wrapped.split_first_chunk::<HEADER>()?;
     let [FORMAT_VERSION, ALGORITHM, raw @ ..] = header else { return None };
     let (nonce, body) = rest.split_first_chunk::<NONCE>()?;
     (*raw == raw_kek_id(kek)? && body.len() == 32 + TAG).then_some((*nonce, body))
 }
 
-fn aad(kek: &KekId, id: &DekId, purpose: Purpose) -> Vec<u8> {
+pub(in crate::crypto) fn aad(kek: &KekId, id: &DekId, purpose: Purpose) -> Vec<u8> {
     length_prefixed(&["wrap/2", kek.as_str(), id.as_str(), purpose.as_str()].map(str::as_bytes))
 }
 

@@ -47,7 +47,7 @@ impl SoftKek {
         check_value(&self.key)
     }
 
-    pub(super) fn wrap(&self, key: &DataKey, fresh: &Fresh) -> Result<Vec<u8>, WrapError> {
+    pub(in crate::crypto) fn wrap(&self, key: &DataKey, fresh: &Fresh) -> Result<Vec<u8>, WrapError> {
         let mut header = [FORMAT_VERSION; HEADER];
         header[1] = ALGORITHM;
         header[2..].copy_from_slice(&raw_kek_id(&self.id).ok_or(WrapError::CouldNotOpen)?);

@@ -204,3 +204,34 @@ fn the_key_stays_in_the_token() {
     });
     assert_eq!(facts, Ok((0, true)));
 }
+
+/// A golden file, made by another implementation, opens inside the token: the format is the token's too.
+#[test]
+fn a_golden_key_opens_in_a_token() {
+    let Some(folder) = on_a_token("a_golden_key_opens_in_a_token") else { return };
+    let hsm = Hsm::new(options(&folder));
+    let text = include_str!("../../../../tests/golden/wrap-v2/card.json");
+    let file: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    let text = |name: &str| file[name].as_str().expect("a text").to_owned();
+    let hex = |name: &str| data_encoding::HEXLOWER.decode(text(name).as_bytes()).expect("hex");
+    let (kek, value) = (KekId::parse(&text("kek_id")).expect("an id"), hex("kek"));
+    let label = kek.as_str().as_bytes().to_vec();
+    let put = hsm.ask(move |token| {
+        Ok(token.session.create_object(&[
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Value(value.clone()),
+            Attribute::Label(label.clone()),
+            Attribute::Token(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(true),
+        ])?)
+    });
+    assert!(put.is_ok());
+    let id = DekId::parse(&text("dek_id")).expect("an id");
+    let opened =
+        hsm.unwrap(&id, Purpose::Card, &kek, &hex("wrapped")).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(opened.key().expose_secret().as_slice(), hex("key"));
+}
