@@ -5,6 +5,8 @@
 pub mod dek;
 pub mod destroy;
 pub mod fingerprint;
+#[cfg(test)]
+mod interleavings;
 pub mod kek;
 pub mod reencrypt;
 pub mod status;
