@@ -135,6 +135,12 @@ impl Vault {
         row: PaymentRow,
         verdict: Option<Verdict>,
     ) -> Result<Option<Waits>, OpError> {
+        // A notification may have asked for a look while the sender still follows its payment: until its time
+        // is over, nobody else repeats or cancels.
+        let sender_follows = self.now() < row.created_at.plus(self.policy.attempt_deadline);
+        if sender_follows && !self.is_cancelling(&row) {
+            return Ok(Some(Waits::Outcome));
+        }
         let unknown_there = verdict == Some(Verdict::NotExist);
         let repeatable = row.cancel.is_none() && !row.had_sensitive && self.may_repeat(&row);
         if unknown_there
