@@ -135,7 +135,7 @@ impl Vault {
         let other_id = member(notice.text(), "paymentId")
             .zip(row.payment_id.as_ref())
             .is_some_and(|(told, known)| told != *known);
-        if contradicts(row.status, verdict) || (other_id && verdict == Verdict::Paid) {
+        if contradicts(row.status, verdict) || other_id {
             tracing::error!(
                 alarm = true, payment = %row.payment_request_id, status = row.status.name(),
                 "a signed notification contradicts a payment; the gateway is asked"
