@@ -88,10 +88,9 @@ impl Vault {
                 let id = capture_request_id.as_deref();
                 self.apply_to_operation(told, OperationKind::Capture, id, Some(&payment_id), notice).await
             }
-            Some(Notice::Refund { refund_request_id }) => {
-                let payment = member(notice.text(), "paymentId");
-                let id = Some(refund_request_id.as_str());
-                self.apply_to_operation(told, OperationKind::Refund, id, payment.as_deref(), notice).await
+            Some(Notice::Refund { refund_request_id, payment_id }) => {
+                let (id, payment) = (refund_request_id.as_deref(), payment_id.as_deref());
+                self.apply_to_operation(told, OperationKind::Refund, id, payment, notice).await
             }
             Some(Notice::Dispute { payment_request_id, dispute_id, kind }) => {
                 match (self.payment_named(told, &payment_request_id).await?, EventKind::of_dispute(&kind)) {

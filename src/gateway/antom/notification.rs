@@ -35,8 +35,10 @@ pub enum Notice {
     },
     /// `REFUND_RESULT`.
     Refund {
-        /// The idempotency key.
-        refund_request_id: String,
+        /// The idempotency key; absent where it was not asked for through the API.
+        refund_request_id: Option<String>,
+        /// Antom's id of the payment.
+        payment_id: Option<String>,
     },
     /// A dispute began, went on, or ended.
     Dispute {
@@ -90,8 +92,10 @@ pub fn read(notification: &Verified<'_>) -> Option<Notice> {
             Some(payment_id) => Notice::Capture { capture_request_id: text("captureRequestId"), payment_id },
             None => Notice::Other,
         },
-        ("REFUND_RESULT", _) => text("refundRequestId")
-            .map_or(Notice::Other, |refund_request_id| Notice::Refund { refund_request_id }),
+        ("REFUND_RESULT", _) => match (text("refundRequestId"), text("paymentId")) {
+            (None, None) => Notice::Other,
+            (refund_request_id, payment_id) => Notice::Refund { refund_request_id, payment_id },
+        },
         (kind, Some(payment_request_id)) if DISPUTES.contains(&kind) => match text("disputeId") {
             Some(dispute_id) => Notice::Dispute { payment_request_id, dispute_id, kind: kind.to_owned() },
             None => Notice::Other,
