@@ -17,7 +17,7 @@ use crate::crypto::aad::{Field, Place};
 use crate::crypto::keyring::Purpose;
 use crate::crypto::{envelope, request_mac};
 use crate::gateway::antom::answer::{
-    Expected, ExpectedOperation, OperationReading, Reading, Transaction, read_notice, read_operation,
+    Expected, ExpectedOperation, OperationReading, Reading, Transaction, read_notice, read_operation_notice,
 };
 use crate::gateway::antom::notification::{Notice, read, request_time};
 use crate::gateway::antom::scrub::{Own, scrub};
@@ -195,7 +195,7 @@ impl Vault {
             amount: &amount,
         };
         let ask = || operation_rows::look_by(&self.db, row, self.now());
-        match read_operation(notice, &expected) {
+        match read_operation_notice(notice, &expected) {
             OperationReading::Says(verdict) if operation::contradicts(row.status, verdict) => {
                 tracing::error!(
                     alarm = true, request = %row.request_id, kind = row.kind.name(),
@@ -369,7 +369,7 @@ fn automatic_capture(
         payment_id: payment.payment_id.as_deref(),
         amount: &amount,
     };
-    match read_operation(notice, &expected) {
+    match read_operation_notice(notice, &expected) {
         OperationReading::Says(verdict @ (OperationVerdict::Done | OperationVerdict::Failed)) if whole => {
             Some(Transaction { kind, request_id: id.clone(), gateway_id, amount, verdict })
         }

@@ -130,7 +130,7 @@ pub enum OperationReading {
     Disagrees,
 }
 
-/// Reads the answer to a capture or refund call, or a notification of one: its `result` speaks of it.
+/// Reads the answer to a capture or refund call: its `result` speaks of it.
 pub fn read_operation(answer: &Verified<'_>, expected: &ExpectedOperation<'_>) -> OperationReading {
     let Some(read) = Answer::read(answer) else { return OperationReading::Disagrees };
     if !read.agrees_with_operation(expected) {
@@ -146,6 +146,22 @@ pub fn read_operation(answer: &Verified<'_>, expected: &ExpectedOperation<'_>) -
         ("U", "PAYMENT_IN_PROCESS", None | Some("PROCESSING" | "PENDING")) => OperationVerdict::InProcess,
         _ => OperationVerdict::Unclear,
     })
+}
+
+/// Reads a notification of a capture or refund. A success must say of which payment and how much.
+pub fn read_operation_notice(
+    notification: &Verified<'_>,
+    expected: &ExpectedOperation<'_>,
+) -> OperationReading {
+    let names = || {
+        let object = Object::parse(notification.text())?;
+        let there = |name: &str| object.get(name).filter(|raw| *raw != "null");
+        there("paymentId").and(there(expected.kind.amount_member()))
+    };
+    match read_operation(notification, expected) {
+        OperationReading::Says(OperationVerdict::Done) if names().is_none() => OperationReading::Disagrees,
+        reading => reading,
+    }
 }
 
 /// Reads the answer to an inquiry after a refund. Its `result` speaks of the inquiry; only
