@@ -15,6 +15,7 @@ mod isolation;
 mod keys;
 mod main_job;
 mod no_double_charge;
+mod notifications;
 mod operations;
 mod outage;
 mod payments;

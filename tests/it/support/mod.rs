@@ -4,6 +4,7 @@
 
 pub mod gateway;
 pub mod leak;
+pub mod notices;
 pub mod postgres;
 pub mod sql;
 pub mod vault;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use cardvault::app::App;
 use cardvault::config::Config;
 use cardvault::ops::Policy;
-use cardvault::sandbox::{Options, Sandbox};
+use cardvault::sandbox::{NotifyOptions, Options, Sandbox};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -53,6 +53,10 @@ pub struct TestVault {
     pub health: Option<SocketAddr>,
     /// Variables for the programs that are started here.
     pub environment: Vec<(String, String)>,
+    /// Where notifications are taken, if they are.
+    pub notify_address: Option<SocketAddr>,
+    /// The gaps between the sandbox's sendings of one notification; none is sent without.
+    notice_gaps: Option<Vec<Duration>>,
     guard: LeakGuard,
     files: PathBuf,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
@@ -66,32 +70,54 @@ impl TestVault {
 
     /// Starts a vault whose configuration was changed.
     pub async fn start_with(db: &Database, change: impl FnOnce(&mut Config)) -> Self {
+        // A story that has notifications sent asks for them.
+        let quiet = |config: &mut Config| {
+            config.notify = None;
+            change(config);
+        };
+        Self::start_whole(db, None, quiet).await
+    }
+
+    /// Starts a vault that takes notifications, and a sandbox that sends them, again after each of `gaps`
+    /// until they are acknowledged.
+    pub async fn start_notified(db: &Database, gaps: &[Duration]) -> Self {
+        // A port that stays the same over a restart: the sandbox keeps the address that it was given.
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|it| it.local_addr());
+        let address = port.expect("a port");
+        let fixed = |config: &mut Config| config.notify.as_mut().expect("a section").listen = address;
+        Self::start_whole(db, Some(gaps.to_vec()), fixed).await
+    }
+
+    async fn start_whole(
+        db: &Database,
+        notice_gaps: Option<Vec<Duration>>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let guard = LeakGuard::install();
         let dir = tempfile::Builder::new().prefix("cardvault-test-").tempdir().expect("a folder");
         init(dir.path(), &db.url);
         let mut config =
             Config::load(&dir.path().join("cardvault.toml"), std::iter::empty()).expect("a configuration");
-        let sandbox = start_sandbox(dir.path()).await;
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let sandbox = Sandbox::start(options(dir.path(), listen, notice_gaps.clone())).await;
+        let sandbox = sandbox.expect("a sandbox");
         let gateway = config.gateway.first_mut().expect("a gateway");
         gateway.base_url = sandbox.base_url();
         gateway.timeout_ms = GATEWAY_TIMEOUT_MS;
         gateway.connect_timeout_ms = 1_000;
-        // A story that has notifications sent asks for them.
-        config.notify = None;
         change(&mut config);
-        let files = db.files.clone();
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let policy = Policy::default();
         let mut vault = Self {
             dir,
             config,
-            policy,
+            policy: Policy::default(),
             sandbox,
-            address,
+            address: listen,
             health: None,
             environment: Vec::new(),
+            notify_address: None,
+            notice_gaps,
             guard,
-            files,
+            files: db.files.clone(),
             running: None,
         };
         vault.serve().await;
@@ -136,6 +162,7 @@ impl TestVault {
         let app = App::start_with(&self.config, policy).await.unwrap_or_else(|error| panic!("{error:#}"));
         self.address = app.api_address();
         self.health = app.ops_address();
+        self.notify_address = app.notify_address();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(app.serve(async {
             let _ = stopped.await;
@@ -240,7 +267,7 @@ impl TestVault {
     /// Stops the sandbox and starts it again on the same ledger and address.
     pub async fn restart_sandbox(&mut self) {
         let address = self.sandbox.address();
-        let fresh = options(self.dir.path(), address);
+        let fresh = options(self.dir.path(), address, self.notice_gaps.clone());
         // The ledger is locked while a sandbox has it: the old one goes first.
         let placeholder = options_elsewhere(self.dir.path());
         let old = std::mem::replace(&mut self.sandbox, Sandbox::start(placeholder).await.expect("a sandbox"));
@@ -307,7 +334,7 @@ pub fn init(dir: &Path, database_url: &str) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-fn options(dir: &Path, listen: SocketAddr) -> Options {
+fn options(dir: &Path, listen: SocketAddr, notice_gaps: Option<Vec<Duration>>) -> Options {
     let read = |name: &str| std::fs::read(dir.join(name)).expect(name);
     Options {
         listen,
@@ -319,16 +346,13 @@ fn options(dir: &Path, listen: SocketAddr) -> Options {
         gateway_private_key_pem: read("gateway/sandbox_private.pem"),
         gateway_key_version: 1,
         slow: SLOW,
-        notify: None,
+        notify: notice_gaps.map(|gaps| NotifyOptions { ca_pem: Some(read("pki/ca.pem")), gaps }),
     }
 }
 
 fn options_elsewhere(dir: &Path) -> Options {
-    Options { ledger: dir.join("spare-ledger.jsonl"), ..options(dir, SocketAddr::from(([127, 0, 0, 1], 0))) }
-}
-
-async fn start_sandbox(dir: &Path) -> Sandbox {
-    Sandbox::start(options(dir, SocketAddr::from(([127, 0, 0, 1], 0)))).await.expect("a sandbox")
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    Options { ledger: dir.join("spare-ledger.jsonl"), ..options(dir, listen, None) }
 }
 
 /// A merchant service.

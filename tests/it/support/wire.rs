@@ -3,6 +3,7 @@
 //! found in the log is the vault's doing.)
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,21 @@ impl Wire {
         identity: Option<&Identity>,
         version: &'static rustls::SupportedProtocolVersion,
     ) -> io::Result<Self> {
+        Self::connect_to(vault, vault.address, identity, version).await
+    }
+
+    /// Connects to where notifications are taken.
+    pub async fn notify(vault: &TestVault) -> io::Result<Self> {
+        let address = vault.notify_address.expect("a listener");
+        Self::connect_to(vault, address, None, &rustls::version::TLS13).await
+    }
+
+    async fn connect_to(
+        vault: &TestVault,
+        address: SocketAddr,
+        identity: Option<&Identity>,
+        version: &'static rustls::SupportedProtocolVersion,
+    ) -> io::Result<Self> {
         let mut roots = RootCertStore::empty();
         let ca = CertificateDer::from_pem_file(vault.dir.path().join("pki/ca.pem")).expect("an authority");
         roots.add(ca).expect("an authority");
@@ -94,7 +110,7 @@ impl Wire {
                 builder.with_client_cert_resolver(Arc::new(Show(Arc::new(CertifiedKey::new(chain, key)))))
             }
         };
-        let tcp = TcpStream::connect(vault.address).await?;
+        let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         let name = ServerName::try_from("127.0.0.1").expect("a name");
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, tcp);
