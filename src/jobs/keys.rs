@@ -51,8 +51,14 @@ impl Follower {
         if over(self.warned, WARN) {
             self.warned = Some(now);
             for (purpose, key, standing) in vault.keys.due() {
-                let (purpose, why) = (purpose.as_str(), standing.words());
-                tracing::warn!(%key, purpose, why, alarm = true, "a key should be rotated: `cardvault keys rotate`");
+                let why = standing.words();
+                tracing::warn!(
+                    key,
+                    purpose,
+                    why,
+                    alarm = true,
+                    "a key should be rotated: `cardvault keys rotate`"
+                );
             }
         }
         Ok(())

@@ -37,6 +37,9 @@ pub enum DataKeysError {
     /// A fresh key could not be made or wrapped.
     #[error("a data key could not be made")]
     Make(#[source] WrapError),
+    /// The KEK's time is over: it opens, and wraps nothing new.
+    #[error("the cryptoperiod of the key-encryption key {0} is over; run `cardvault keys rotate kek` first")]
+    KekExpired(KekId),
     /// The rows contradict each other.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -209,6 +212,9 @@ impl DataKeys {
     /// A fresh data key, wrapped under the KEK in use. Nothing is stored.
     pub(super) async fn make(&self, purpose: Purpose) -> Result<MadeKey, DataKeysError> {
         let kek = Arc::clone(&self.kek);
+        if !self.kek_standing().may_seal() {
+            return Err(DataKeysError::KekExpired(kek.kek_id()));
+        }
         apart(move || {
             let key = make_data_key(purpose).map_err(|error| DataKeysError::Make(error.into()))?;
             let wrapped = kek.wrap(&key).map_err(DataKeysError::Make)?;
@@ -243,11 +249,19 @@ impl DataKeys {
         Life { uses, ..*life }.standing(self.clock.now())
     }
 
-    /// The active keys that should be rotated, or should have been.
-    pub fn due(&self) -> Vec<(Purpose, DekId, Standing)> {
+    /// Where the KEK in use stands.
+    fn kek_standing(&self) -> Standing {
+        let Some(created) = self.kek.kek_created() else { return Standing::Good };
+        let life = Life { created, expires: created.plus(self.policy.kek_period), uses: 0, budget: u64::MAX };
+        life.standing(self.clock.now())
+    }
+
+    /// The keys in use that should be rotated, or should have been: what each is for, its id, and why.
+    pub fn due(&self) -> Vec<(&'static str, String, Standing)> {
         let active = Purpose::ALL.into_iter().filter_map(|purpose| self.ring.active(purpose).ok());
         active
-            .map(|key| (key.purpose(), key.id().clone(), self.standing(&key)))
+            .map(|key| (key.purpose().as_str(), key.id().to_string(), self.standing(&key)))
+            .chain([("kek", self.kek.kek_id().to_string(), self.kek_standing())])
             .filter(|(_, _, standing)| standing.is_due())
             .collect()
     }

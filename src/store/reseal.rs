@@ -320,6 +320,9 @@ pub async fn count_meanings(db: &Db) -> Result<Vec<(String, u64)>, StoreError> {
 /// Stores moved records in one transaction, each row only where it is as it was read, and all only while
 /// the epoch lasts; how many rows that were.
 pub async fn store(db: &Db, source: &Source, rows: &[Moved], epoch: i64) -> Result<u64, StoreError> {
+    if rows.is_empty() {
+        return Ok(0);
+    }
     let Some(pool) = db.postgres() else {
         let mut tx = db.begin_write().await?;
         let mut done = 0;

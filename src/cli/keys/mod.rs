@@ -85,6 +85,9 @@ async fn admin(common: &Common) -> anyhow::Result<(Config, Admin)> {
     telemetry::keep_memory_private();
     let config = Config::load(&common.config, config::environment())?;
     let db = open_database(&config).await?;
+    crate::store::keys::epoch(&db)
+        .await
+        .context("looking at the keys (is the schema up to date? `cardvault migrate` brings it there)")?;
     let keks = Arc::new(app::keks(&config)?);
     let clock: SharedClock = Arc::new(SystemClock);
     let patience = Duration::from_secs(common.wait_s);

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
 
+use crate::base::clock::Millis;
 use crate::base::ids::{DekId, KekId};
 use crate::crypto::committed::Fresh;
 use crate::crypto::keyring::{DataKey, Purpose};
@@ -156,6 +157,11 @@ enum Key<'a> {
 impl KekProvider for Keks {
     fn kek_id(&self) -> KekId {
         self.keyring().active().clone()
+    }
+
+    fn kek_created(&self) -> Option<Millis> {
+        let file = self.keyring();
+        Millis::parse_rfc3339(&file.find(file.active())?.created)
     }
 
     fn reload(&self) {

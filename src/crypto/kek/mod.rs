@@ -13,6 +13,7 @@ mod soft;
 pub use keks::Keks;
 pub use soft::SoftKek;
 
+use crate::base::clock::Millis;
 use crate::base::entropy::NoEntropy;
 use crate::base::ids::{DekId, KekId};
 
@@ -39,6 +40,11 @@ pub trait KekProvider: WrapsKeys {
         let kek = self.kek_id();
         let bytes = self.wrap_under(&kek, key)?;
         Ok(Wrapped { kek, bytes })
+    }
+
+    /// When the KEK that wraps was made, where that is known.
+    fn kek_created(&self) -> Option<Millis> {
+        None
     }
 
     /// Looks again at what it was made from: a KEK may have been added or removed since. Where that cannot

@@ -96,9 +96,8 @@ mod fingerprints {
                 Server::Stores(known) => {
                     let row = Row { old: known.old, new: known.new, committed: false };
                     let meets = |other: &&Row| (row.old && other.old) || (row.new && other.new);
-                    if rules.epoch && known.epoch != world.keys.epoch {
-                        with(Server::Looks(world.keys), rows());
-                    } else if world.rows.iter().filter(meets).any(|other| other.committed) {
+                    let over = rules.epoch && known.epoch != world.keys.epoch;
+                    if over || world.rows.iter().filter(meets).any(|other| other.committed) {
                         with(Server::Looks(world.keys), rows());
                     } else if !world.rows.iter().any(|other| meets(&other)) {
                         let mut rows = rows();
@@ -266,7 +265,7 @@ mod destruction {
             2 if rules.wait && world.rows.iter().any(|row| !row.1) => return None,
             2 => {}
             // Counted and destroyed; where a row needs it, it is refused and tried again later.
-            3 if world.rows.iter().any(|row| *row == (Key::Old, true)) => return None,
+            3 if world.rows.contains(&(Key::Old, true)) => return None,
             3 => next.destroyed = true,
             _ => return None,
         }
@@ -281,7 +280,7 @@ mod destruction {
             start,
             |world| next(world, rules),
             |world| {
-                let lost = world.destroyed && world.rows.iter().any(|row| *row == (Key::Old, true));
+                let lost = world.destroyed && world.rows.contains(&(Key::Old, true));
                 lost.then_some("a stored card needs a key that is destroyed")
             },
         )

@@ -12,6 +12,7 @@ use crate::base::sealed::Sealed;
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::envelope;
 use crate::crypto::keyring::{DataKey, Purpose};
+use crate::store::backend::{Db, StoreError};
 use crate::store::reseal::{self, Cursor, Moved, SOURCES, SealedRow, Source};
 
 use super::{Admin, RotationError, patiently};
@@ -158,14 +159,15 @@ impl Admin {
 }
 
 impl Run<'_> {
-    /// One pass over a table.
+    /// One pass over a table. While a batch is being stored, the next one is read and sealed.
     async fn source(
         &mut self,
-        source: &Source,
+        source: &'static Source,
         report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<(), RotationError> {
         let db = &self.admin.db;
         let mut after = Cursor::default();
+        let mut storing = None;
         loop {
             // Another rotation may begin meanwhile: the records then go to its key.
             self.admin.follow_patiently().await?;
@@ -174,19 +176,38 @@ impl Run<'_> {
             let raw = raw(&active)?;
             let limit = i64::from(self.pace.batch.max(1));
             let rows = patiently(|| reseal::page(db, source, &raw, &after, limit)).await?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            after = last.cursor.clone();
             let mut moved = Vec::with_capacity(rows.len());
+            if let Some(last) = rows.last() {
+                after = last.cursor.clone();
+            }
             for row in rows {
                 moved.extend(self.reseal(source, row, &active).await);
             }
-            let stored = patiently(|| reseal::store(db, source, &moved, epoch)).await?;
-            self.done.moved += stored;
-            self.done.lost += u64::try_from(moved.len()).unwrap_or_default().saturating_sub(stored);
-            self.left = self.left.saturating_sub(stored);
+            let at_end = moved.is_empty();
+            self.stored(storing.take()).await?;
             self.report(report);
+            if at_end && self.is_end(source, &raw, &after).await? {
+                return Ok(());
+            }
             tokio::time::sleep(self.pace.pause).await;
+            storing = Some(tokio::spawn(store_batch(db.clone(), source, moved, epoch)));
         }
+    }
+
+    /// Whether no row comes after this place: a batch may be empty because all of it is broken.
+    async fn is_end(&self, source: &Source, raw: &[u8], after: &Cursor) -> Result<bool, RotationError> {
+        let db = &self.admin.db;
+        Ok(patiently(|| reseal::page(db, source, raw, after, 1)).await?.is_empty())
+    }
+
+    /// Waits for the batch that is being stored, and counts it.
+    async fn stored(&mut self, storing: Option<Storing>) -> Result<(), RotationError> {
+        let Some(storing) = storing else { return Ok(()) };
+        let (asked, stored) = storing.await.unwrap_or(Err(StoreError::Damaged))?;
+        self.done.moved += stored;
+        self.done.lost += asked.saturating_sub(stored);
+        self.left = self.left.saturating_sub(stored);
+        Ok(())
     }
 
     /// The row's records under the active key; none where one of them does not open.
@@ -222,6 +243,20 @@ impl Run<'_> {
         let rate = if seconds > 0.0 { self.done.moved as f64 / seconds } else { 0.0 };
         report(Progress { moved: self.done.moved, left: self.left, rate });
     }
+}
+
+/// A batch on its way: how many rows it has, and how many were as they had been read.
+type Storing = tokio::task::JoinHandle<Result<(u64, u64), StoreError>>;
+
+async fn store_batch(
+    db: Db,
+    source: &'static Source,
+    moved: Vec<Moved>,
+    epoch: i64,
+) -> Result<(u64, u64), StoreError> {
+    let asked = u64::try_from(moved.len()).unwrap_or_default();
+    let stored = patiently(|| reseal::store(&db, source, &moved, epoch)).await?;
+    Ok((asked, stored))
 }
 
 fn fields(source: &Source) -> impl Iterator<Item = Option<Field>> + '_ {

@@ -185,6 +185,56 @@ both_engines! {
         vault.finish(&[&pan]).await;
     }
 
+    /// The real program is killed again and again while it rotates the KEK; whatever it left, the next run
+    /// goes on from there, and no data key is ever lost.
+    async fn a_rotation_of_the_kek_survives_being_killed_at_any_instant(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let caller = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = caller.card(&pan).await;
+        for round in 0..20_u64 {
+            let mut run = vault.command(&["keys", "rotate", "kek"]).stdout(Stdio::null()).spawn().unwrap();
+            let random: [u8; 2] = cardvault::base::entropy::array().unwrap();
+            let millis = 20 + round * 15 + u64::from(random[0]);
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+            run.kill().await.unwrap();
+            assert_eq!(caller.card(&pan).await, card);
+        }
+        keys(&vault, &["rotate", "kek"]).await;
+        let now = status(&vault).await;
+        let active = id(&now, "kek", "active");
+        assert_eq!((rows(&now, &active), ids(&now, "kek", "entered").len()), (3, 0), "{now}");
+        for old in ids(&now, "kek", "decrypt_only") {
+            keys(&vault, &["destroy", &old]).await;
+        }
+        vault.restart().await;
+        assert_eq!(vault.client("checkout").card(&pan).await, card);
+        vault.finish(&[&pan]).await;
+    }
+
+    /// A KEK past its end opens what it wrapped and wraps no new key.
+    async fn a_kek_past_its_end_wraps_nothing_new(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let pan = fresh_pan();
+        let card = vault.client("checkout").card(&pan).await;
+        let keyring = vault.config.keys.keyring.clone();
+        let old: String = std::fs::read_to_string(&keyring)
+            .unwrap()
+            .lines()
+            .map(|line| if line.starts_with("created") { "created = \"2024-01-01T00:00:00Z\"\n".to_owned() } else { format!("{line}\n") })
+            .collect();
+        std::fs::write(&keyring, old).unwrap();
+        vault.restart().await;
+        assert_eq!(vault.client("checkout").card(&pan).await, card);
+        let said = keys(&vault, &["status"]).await;
+        assert!(said.contains("WARNING kek_") && said.contains("rotate kek"), "{said}");
+        let said = refused(&vault, &["rotate", "dek"]).await;
+        assert!(said.contains("cryptoperiod of the key-encryption key") && said.contains("rotate kek"), "{said}");
+        keys(&vault, &["rotate", "kek"]).await;
+        keys(&vault, &["rotate", "dek"]).await;
+        vault.finish(&[&pan]).await;
+    }
+
     /// What was copied before: a record under a destroyed key is noise, and so is a whole database once the
     /// KEK that wrapped its keys is destroyed too.
     async fn after_destruction_a_backup_is_noise(db: Database) {
