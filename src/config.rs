@@ -623,7 +623,7 @@ mod tests {
         for (from, to, named) in [
             ("listen = \"127.0.0.1:8443\"", "listen = \"here\"", "api.listen"),
             ("bin_digits = 6", "bin_digits = \"six\"", "api.bin_digits"),
-            ("[retention]", "[retention", "line 4"),
+            ("[retention]", "[retention", "line "),
             ("[keys]\n", "[keys]\ncolour = 1\n", "colour"),
             ("bin_digits = 6", "bin_digits = 7", "api.bin_digits"),
             ("base_url = \"https:", "base_url = \"http:", "base_url"),
