@@ -28,6 +28,8 @@ use crate::http::router::{Api, router};
 use crate::http::serve::{Limits, Listener};
 use crate::http::tls::{ServerTls, server_config};
 use crate::jobs::Jobs;
+use crate::model::audit::{Actor, Entry};
+use crate::ops::audit;
 use crate::ops::custody::Custody;
 use crate::ops::keys::DataKeys;
 use crate::ops::{Policy, Vault};
@@ -235,6 +237,7 @@ impl App {
         jobs.abort();
         if let Ok(jobs) = jobs.await {
             jobs.stop().await;
+            vault.audit.close(&vault.db, &vault.keys).await;
         }
         vault.forget_held();
         vault.db.close().await;
@@ -284,6 +287,17 @@ async fn open_when_rebuilt(vault: Arc<Vault>, custody: Arc<Custody>) {
                 let outcome = one.outcome.err().map_or_else(|| "taken".to_owned(), |error| error.to_string());
                 let (uid, pid, share) = (one.who.uid, one.who.pid, one.share);
                 tracing::info!(at, uid, pid, share, kek, outcome, "a share had been brought");
+                let about = kek.unwrap_or("no kek").to_owned();
+                let entry = Entry::done("keys.share", about)
+                    .with(share.map_or_else(|| outcome.clone(), |share| format!("share {share}: {outcome}")));
+                let who = Actor::at_console(&format!("uid-{uid}"), audit::origin());
+                if let Err(error) = audit::acting(who, vault.note_alone(&entry)).await {
+                    tracing::error!(
+                        alarm = true,
+                        error = &error as &dyn std::error::Error,
+                        "a share is not audited"
+                    );
+                }
             }
         }
         if rebuilt.changed().await.is_err() {

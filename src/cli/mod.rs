@@ -1,5 +1,6 @@
 //! The command line. One file for each command; errors name the cause and the mend.
 
+mod audit;
 mod dev;
 mod init;
 mod keys;
@@ -33,6 +34,9 @@ enum Command {
     /// Keys: their state, rotation, re-encryption, destruction.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// The audit trail: prove it, print it.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Run the local emulator of the gateway, for tests of your own.
     Sandbox(sandbox::Args),
     /// Print the API's OpenAPI 3.1 document.
@@ -47,6 +51,7 @@ pub async fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Keys(command) => keys::run(command).await,
+        Command::Audit(command) => audit::run(command).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Openapi => print_openapi(),
     };

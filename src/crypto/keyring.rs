@@ -22,6 +22,10 @@ pub enum Purpose {
     RequestMac,
     /// Seals Antom's tokens of cards that only Antom holds (`gateway_token`).
     GatewayToken,
+    /// Chains the rows of the audit trail (`audit`).
+    Audit,
+    /// The seed of the Ed25519 key that signs checkpoints of the audit trail and reports (`checkpoint`).
+    Checkpoint,
     /// Does nothing: it is wrapped under a new KEK so that every replica can show that it opens what that
     /// KEK wraps, before anything depends on it (`canary`). It has no row among the data keys.
     Canary,
@@ -29,7 +33,8 @@ pub enum Purpose {
 
 impl Purpose {
     /// Every purpose that a vault keeps a key for.
-    pub const ALL: [Self; 4] = [Self::Card, Self::Fingerprint, Self::RequestMac, Self::GatewayToken];
+    pub const ALL: [Self; 6] =
+        [Self::Card, Self::Fingerprint, Self::RequestMac, Self::GatewayToken, Self::Audit, Self::Checkpoint];
 
     /// The purpose's name in the database and in key derivation.
     pub const fn as_str(self) -> &'static str {
@@ -38,6 +43,8 @@ impl Purpose {
             Self::Fingerprint => "fingerprint",
             Self::RequestMac => "request_mac",
             Self::GatewayToken => "gateway_token",
+            Self::Audit => "audit",
+            Self::Checkpoint => "checkpoint",
             Self::Canary => "canary",
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod aad;
 mod aead;
+pub mod audit_mac;
 mod committed;
 pub mod envelope;
 pub mod ephemeral;

@@ -119,6 +119,11 @@ impl Problem {
         self.kind.code
     }
 
+    /// Its HTTP status.
+    pub fn status(&self) -> u16 {
+        self.kind.status
+    }
+
     /// The whole answer.
     pub fn response(&self, request_id: &RequestId) -> Response<Body> {
         let mut response = Response::new(Body::from(self.json(request_id)));

@@ -16,7 +16,9 @@ use axum::routing::MethodRouter;
 
 use crate::base::ids::RequestId;
 use crate::model::access::{Action, Allowed, Caller, Client, Presented, identify};
+use crate::model::audit::{Actor, Entry};
 use crate::ops::Vault;
+use crate::ops::audit::{acting, actor};
 use crate::ops::error::OpError;
 
 use super::peer::Peer;
@@ -81,25 +83,27 @@ async fn every_request(State(api): State<Api>, mut request: Request, next: Next)
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
     let peer = request.extensions().get::<Arc<Peer>>().cloned();
-    let client = match identified(&api, peer.as_deref(), &request_id) {
-        Ok(caller) => {
-            let name = caller.client.name.clone();
-            request.extensions_mut().insert(caller);
-            Ok(name)
-        }
-        Err(problem) => Err(problem),
-    };
-    let (response, client) = match client {
-        Err(problem) => (problem.into_response(), None),
-        Ok(name) if !is_canonical(request.uri().path()) => {
-            (Problem::from(problem::NOT_FOUND).into_response(), Some(name))
-        }
-        // Nothing works without keys, and a caller who knows that can wait.
-        Ok(name) if api.vault.keys.are_closed() => {
-            (Problem::from(problem::SEALED).into_response(), Some(name))
-        }
-        Ok(name) => (next.run(request).await, Some(name)),
-    };
+    let caller = identified(&api, peer.as_deref(), &request_id);
+    let who = acts(caller.as_ref().ok(), peer.as_deref(), &request_id);
+    let client = caller.as_ref().ok().map(|caller| caller.client.name.clone());
+    // What was asked for, as the trail tells it. The path itself is told only once it was found.
+    let asked = format!("{method} {}", route.as_deref().unwrap_or("none"));
+    let read =
+        matches!(*request.method(), Method::GET | Method::HEAD).then(|| request.uri().path().to_owned());
+    let response = acting(who, async {
+        let response = match caller {
+            Err(problem) => problem.into_response(),
+            Ok(_) if !is_canonical(request.uri().path()) => Problem::from(problem::NOT_FOUND).into_response(),
+            // Nothing works without keys, and a caller who knows that can wait.
+            Ok(_) if api.vault.keys.are_closed() => Problem::from(problem::SEALED).into_response(),
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                next.run(request).await
+            }
+        };
+        audited(&api.vault, response, asked, read).await
+    })
+    .await;
     let code = response.extensions().get::<Problem>().map(Problem::code);
     let response = finish(response, &request_id);
     tracing::info!(
@@ -113,6 +117,41 @@ async fn every_request(State(api): State<Api>, mut request: Request, next: Next)
         "answered"
     );
     response
+}
+
+/// In whose name a request's work is done.
+fn acts(caller: Option<&Caller>, peer: Option<&Peer>, request_id: &RequestId) -> Actor {
+    Actor {
+        name: caller
+            .map_or_else(|| "peer:unknown".to_owned(), |caller| format!("client:{}", caller.client.name)),
+        merchant: caller.map(|caller| caller.client.merchant.clone()),
+        origin: peer.map(|peer| format!("{} certificate {}", peer.remote, peer.serial)),
+        request_id: Some(request_id.as_str().to_owned()),
+    }
+}
+
+/// Records what wrote no row of its own: a refusal, before it is answered, and a read. What cannot be
+/// recorded is not answered (PCI DSS 10.2.1.1, 10.2.1.4).
+async fn audited(
+    vault: &Vault,
+    response: Response<Body>,
+    asked: String,
+    read: Option<String>,
+) -> Response<Body> {
+    let recorded = match (response.extensions().get::<Problem>(), read) {
+        // What cannot work for now has done nothing; and without keys nothing can be recorded.
+        (Some(problem), _) if problem.status() >= 503 || vault.keys.are_closed() => return response,
+        (Some(problem), _) => vault.note_alone(&Entry::refused("request", problem.code()).about(asked)).await,
+        (None, Some(path)) => vault.audit.note_read(Entry::done("read", path)).await,
+        (None, None) => return response,
+    };
+    match recorded {
+        Ok(()) => response,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "a request cannot be audited");
+            Problem::from(problem::UNAVAILABLE).into_response()
+        }
+    }
 }
 
 fn identified(api: &Api, peer: Option<&Peer>, request_id: &RequestId) -> Result<Caller, Problem> {
@@ -210,7 +249,7 @@ impl Call {
 pub async fn detached<T: Send + 'static>(
     operation: impl Future<Output = Result<T, OpError>> + Send + 'static,
 ) -> Result<T, Problem> {
-    match tokio::spawn(operation).await {
+    match tokio::spawn(acting(actor(), operation)).await {
         Ok(done) => done.map_err(Problem::from),
         Err(_) => Err(problem::INTERNAL.into()),
     }

@@ -1,6 +1,7 @@
 //! Work that nobody asked for just now. A job does one bounded piece at a time, which is what tests call;
 //! the loop around it only decides when.
 
+mod checkpoint;
 mod housekeeping;
 pub mod keys;
 pub mod sequence;
@@ -28,7 +29,9 @@ impl Jobs {
         let running = vec![
             ("reconciler", tokio::spawn(settle::run(Arc::clone(vault), stopping.clone()))),
             ("housekeeping", tokio::spawn(housekeeping::run(Arc::clone(vault), stopping.clone()))),
-            ("follower of the keys", tokio::spawn(keys::run(Arc::clone(vault), stopping))),
+            ("follower of the keys", tokio::spawn(keys::run(Arc::clone(vault), stopping.clone()))),
+            ("checkpoints", tokio::spawn(checkpoint::run(Arc::clone(vault), stopping.clone()))),
+            ("audit of reads", tokio::spawn(audit_reads(Arc::clone(vault), stopping))),
         ];
         let (last, stopping) = watch::channel(false);
         let sequencer = (last, tokio::spawn(sequence::run(Arc::clone(vault), stopping)));
@@ -46,6 +49,10 @@ impl Jobs {
         last.send_replace(true);
         ended("event sequencer", sequencer).await;
     }
+}
+
+async fn audit_reads(vault: Arc<Vault>, stopping: watch::Receiver<bool>) {
+    vault.audit.write_reads(&vault.db, &vault.keys, stopping).await;
 }
 
 async fn ended(name: &'static str, job: JoinHandle<()>) {

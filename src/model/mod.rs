@@ -3,6 +3,7 @@
 pub mod access;
 pub mod agreement;
 pub mod agreement_view;
+pub mod audit;
 pub mod card;
 pub mod decline;
 pub mod event;

@@ -7,6 +7,7 @@ use crate::base::limits::PAGE;
 use crate::model::access::{Allowed, ReadAgreements, WithdrawAgreements};
 use crate::model::agreement::{AgreementEvent, AgreementState};
 use crate::model::agreement_view::{AgreementView, LearnedView};
+use crate::model::audit::Entry;
 use crate::model::event::EventKind;
 use crate::store::agreements as rows;
 use crate::store::agreements::{AgreementRow, Learned};
@@ -50,10 +51,11 @@ impl Vault {
         let merchant = allowed.merchant();
         let row = rows::find_agreement(&self.db, merchant, id).await?.ok_or(OpError::NotFound(None))?;
         let (why, now) = (AgreementEvent::Withdrawn, self.now());
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if rows::end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
             let kind = EventKind::AgreementEnded;
             insert_agreement_event(&mut tx, merchant, id, row.card_id.as_ref(), kind, Some(why), now).await?;
+            tx.note(&Entry::done("agreement.withdraw", id.as_str())).await?;
         }
         tx.commit().await?;
         self.bell.ring_written();

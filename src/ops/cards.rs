@@ -15,6 +15,7 @@ use crate::crypto::{envelope, fingerprint, request_mac};
 use crate::gateway::antom::body::Instrument;
 use crate::model::access::{Allowed, EraseCards, ReadCards, WriteCards};
 use crate::model::agreement::AgreementEvent;
+use crate::model::audit::Entry;
 use crate::model::card::{CardPatch, Details, MaskedCard, MaskedPan, TypedCard};
 use crate::model::event::EventKind;
 use crate::slots::Taken;
@@ -162,12 +163,13 @@ impl Vault {
             details: &sealed_details,
             now,
         };
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if !rows::insert_card(&mut tx, &card).await? {
             tx.rollback().await?;
             return Ok(None);
         }
         insert_card_event(&mut tx, merchant, &card_id, "PAN", EventKind::CardStored, None, now).await?;
+        tx.note(&Entry::done("card.store", card_id.as_str())).await?;
         tx.commit().await?;
         self.bell.ring_written();
         Ok(Some(card_id))
@@ -234,10 +236,11 @@ impl Vault {
                 digest_key: mac_key.id().as_str(),
                 now,
             };
-            let mut tx = self.db.begin_write().await?;
+            let mut tx = self.begin().await?;
             if rows::insert_token_card(&mut tx, &card).await? {
                 let kind = EventKind::CardStored;
                 insert_card_event(&mut tx, merchant, &card_id, "GATEWAY_TOKEN", kind, None, now).await?;
+                tx.note(&Entry::done("card.store", card_id.as_str()).with("GATEWAY_TOKEN")).await?;
                 tx.commit().await?;
                 self.bell.ring_written();
             } else {
@@ -275,7 +278,7 @@ impl Vault {
         let epoch = self.keys.epoch();
         let sealed = self.seal_details(merchant, id, details)?;
         let agreed = news && has_active(&self.db, merchant, id).await?;
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         let new = NewDetails { version: row.version, epoch, details: &sealed, typed, now };
         if !rows::update_details(&mut tx, merchant, id, &new).await? {
             tx.rollback().await?;
@@ -285,6 +288,8 @@ impl Vault {
         if agreed {
             insert_card_event(&mut tx, merchant, id, "PAN", EventKind::CardUpdated, None, now).await?;
         }
+        tx.note(&Entry::done("card.update", id.as_str()).with(if typed { "typed" } else { "patched" }))
+            .await?;
         tx.commit().await?;
         if agreed {
             self.bell.ring_written();
@@ -381,17 +386,21 @@ impl Vault {
             for_request: for_request.map(|id| id.as_str().to_owned()),
         };
         // The memory came first: a row that promises a CVV which is not there would refuse payments.
-        match rows::hold_cvv(&self.db, merchant, id, &slot).await {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                self.slots.forget(merchant, id);
-                Err(OpError::NotFound(None))
-            }
-            Err(error) => {
-                self.slots.forget(merchant, id);
-                Err(error.into())
-            }
+        let written = self.write_slot(merchant, id, &slot).await;
+        if written.is_err() {
+            self.slots.forget(merchant, id);
         }
+        written
+    }
+
+    async fn write_slot(&self, merchant: &Merchant, id: &CardId, slot: &CvvSlot) -> Result<(), OpError> {
+        let mut tx = self.begin().await?;
+        if !rows::hold_cvv(&mut tx, merchant, id, slot).await? {
+            tx.rollback().await?;
+            return Err(OpError::NotFound(None));
+        }
+        tx.note(&Entry::done("cvv.hold", id.as_str())).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Opens the CVV that was taken from its slot.
@@ -403,12 +412,13 @@ impl Vault {
     /// Erases a card, at once and for good, and ends its agreements. Erasing it again is erasing it once.
     pub async fn erase_card(&self, allowed: &Allowed<EraseCards>, id: &CardId) -> Result<(), OpError> {
         let merchant = allowed.merchant();
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if !rows::erase_card(&mut tx, merchant, id, self.now()).await? {
             tx.rollback().await?;
             return Err(OpError::NotFound(None));
         }
         self.end_agreements(&mut tx, merchant, id, AgreementEvent::CardErased).await?;
+        tx.note(&Entry::done("card.erase", id.as_str())).await?;
         tx.commit().await?;
         self.bell.ring_written();
         self.slots.forget(merchant, id);

@@ -4,6 +4,7 @@
 //! line: what if the process dies now?
 
 pub mod agreements;
+pub mod audit;
 pub mod cards;
 pub mod custody;
 pub mod error;
@@ -31,9 +32,11 @@ use crate::crypto::envelope::{self, OpenError};
 use crate::crypto::ephemeral::{EphemeralSealed, ProcessKey};
 use crate::crypto::keyring::Purpose;
 use crate::gateway::Gateway;
+use crate::model::audit::Entry;
 use crate::slots::Slots;
 use crate::store::backend::Db;
 
+use audit::{Audit, AuditedTx};
 use error::OpError;
 use events::EventBell;
 use keys::DataKeys;
@@ -121,6 +124,8 @@ pub struct Vault {
     running: Running,
     /// Rings when there are events.
     pub bell: EventBell,
+    /// Who did what.
+    pub audit: Audit,
 }
 
 impl Vault {
@@ -132,15 +137,18 @@ impl Vault {
         clock: SharedClock,
         policy: Policy,
     ) -> Result<Self, NoEntropy> {
+        let instance = InstanceId::make()?;
+        let audit = Audit::new(instance.clone(), clock.clone());
         Ok(Self {
             db,
             keys,
+            audit,
             slots: Slots::new(clock.clone()),
             process_key: ProcessKey::make()?,
             accounts,
             clock,
             queues: CardQueues::default(),
-            instance: InstanceId::make()?,
+            instance,
             policy,
             running: Running::default(),
             bell: EventBell::default(),
@@ -176,6 +184,16 @@ impl Vault {
 
     fn running(&self) -> &Running {
         &self.running
+    }
+
+    /// Begins a transaction whose effects are audited.
+    async fn begin(&self) -> Result<AuditedTx<'_>, OpError> {
+        self.audit.begin(&self.db, &self.keys).await
+    }
+
+    /// Records something that has no other effect: a refusal, for one.
+    pub async fn note_alone(&self, entry: &Entry) -> Result<(), OpError> {
+        self.audit.note_alone(&self.db, &self.keys, entry).await
     }
 
     fn now(&self) -> Millis {

@@ -22,6 +22,7 @@ use crate::gateway::antom::answer::{
 use crate::gateway::antom::notification::{Notice, read, request_time};
 use crate::gateway::antom::scrub::{Own, scrub};
 use crate::gateway::antom::verify::{SignatureHeaders, Verified};
+use crate::model::audit::{Actor, Entry};
 use crate::model::event::EventKind;
 use crate::model::operation::{self, OperationKind, OperationSource, OperationVerdict};
 use crate::model::payment::{Source, Status, Verdict, contradicts};
@@ -33,6 +34,7 @@ use crate::store::payments as rows;
 use crate::store::payments::PaymentRow;
 
 use super::Vault;
+use super::audit::acting;
 use super::error::OpError;
 use super::operations::amount_of;
 
@@ -68,7 +70,8 @@ impl Vault {
         let age = headers.time.and_then(request_time).map(|at| at.0.abs_diff(now.0));
         let timely = age.is_some_and(|age| u128::from(age) <= CLOCK_SKEW.as_millis());
         let told = Told { account, timely };
-        self.apply(&told, &verified.verified()).await.map_err(NotTaken::NotRecorded)
+        let gateway = Actor::gateway(&told.account);
+        acting(gateway, self.apply(&told, &verified.verified())).await.map_err(NotTaken::NotRecorded)
     }
 
     async fn apply(self: &Arc<Self>, told: &Told, notice: &Verified<'_>) -> Result<(), OpError> {
@@ -246,7 +249,7 @@ impl Vault {
             body: &body,
             now,
         };
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if !insert_notice(&mut tx, &notice).await? {
             tx.rollback().await?;
             return Ok(());
@@ -262,6 +265,8 @@ impl Vault {
             created_at: now,
         };
         insert_event(&mut tx, &event).await?;
+        let what = payment.payment_request_id.as_str();
+        tx.note(&Entry::done("dispute.told", what).with(kind.name())).await?;
         tx.commit().await?;
         self.bell.ring_written();
         tracing::warn!(payment = %payment.payment_request_id, kind = kind.name(), "a dispute");
@@ -290,8 +295,11 @@ impl Vault {
             body: &body,
             now: self.now(),
         };
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         let new = insert_notice(&mut tx, &row).await?;
+        if new {
+            tx.note(&Entry::done("notice.keep", digest.as_str()).with(kind)).await?;
+        }
         tx.commit().await?;
         match (new, payment, kind) {
             (true, None, "other") => {

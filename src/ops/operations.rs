@@ -21,6 +21,7 @@ use crate::gateway::antom::scrub::{Own, scrub};
 use crate::gateway::antom::verify::Verified;
 use crate::gateway::{Call, Exchange};
 use crate::model::access::{Allowed, ModifyPayments};
+use crate::model::audit::Entry;
 use crate::model::look::{Waits, pause};
 use crate::model::operation::{
     OperationKind, OperationSource, OperationStatus, OperationVerdict, contradicts, next,
@@ -144,7 +145,7 @@ impl Vault {
 
     async fn insert_reserved(&self, operation: &NewOperation<'_>) -> Result<Inserted, OpError> {
         let (account, payment) = (operation.account, operation.payment_request_id);
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if !rows::reserve(&mut tx, operation.kind, account, payment, operation.amount, operation.now).await? {
             tx.rollback().await?;
             let known = rows::find_operation(&self.db, account, operation.kind, operation.request_id).await?;
@@ -154,6 +155,8 @@ impl Vault {
             tx.rollback().await?;
             return Ok(Inserted::InUse);
         }
+        tx.note(&Entry::done(action(operation.kind), operation.request_id.as_str()).with(payment.as_str()))
+            .await?;
         match tx.commit().await {
             Ok(()) => Ok(Inserted::Yes),
             Err(error) => {
@@ -302,7 +305,7 @@ impl Vault {
                 next_look,
                 now: moment,
             };
-            let mut tx = self.db.begin_write().await?;
+            let mut tx = self.begin().await?;
             if !rows::change_operation(&mut tx, &now, &change).await? {
                 tx.rollback().await?;
                 continue;
@@ -319,6 +322,8 @@ impl Vault {
                     ..bare_view(&now)
                 };
                 insert_operation_event(&mut tx, &row.merchant, &view).await?;
+                let detail = format!("{} {} by {}", row.kind.name(), to.name(), source.name());
+                tx.note(&Entry::done("operation.change", row.request_id.as_str()).with(detail)).await?;
             }
             tx.commit().await?;
             self.bell.ring_written();
@@ -396,7 +401,7 @@ impl Vault {
             now,
         };
         let units = told.amount.minor_units();
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if !rows::insert_operation(&mut tx, &operation).await? {
             tx.rollback().await?;
             return Ok(());
@@ -421,6 +426,8 @@ impl Vault {
             updated_at: now,
         };
         insert_operation_event(&mut tx, &payment.merchant, &view).await?;
+        let detail = format!("{} {} elsewhere", told.kind.name(), status.name());
+        tx.note(&Entry::done("operation.learn", told.request_id.as_str()).with(detail)).await?;
         tx.commit().await?;
         self.bell.ring_written();
         Ok(())
@@ -621,6 +628,14 @@ enum Known {
     /// It has said that it does not.
     No,
     Perhaps,
+}
+
+/// The audit trail's word for what was asked.
+fn action(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Capture => "payment.capture",
+        OperationKind::Refund => "payment.refund",
+    }
 }
 
 fn type_fault() -> crate::base::fault::FieldFault {

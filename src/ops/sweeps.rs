@@ -8,6 +8,7 @@ use time::{Date, Month};
 use crate::base::clock::Millis;
 use crate::base::limits::PAGE;
 use crate::model::agreement::AgreementEvent;
+use crate::model::audit::Entry;
 use crate::model::card::Details;
 use crate::model::event::EventKind;
 use crate::store::agreements::{end_agreement, list_expired};
@@ -31,11 +32,12 @@ impl Vault {
         let expired = list_expired(&self.db, now, PAGE).await?;
         for row in &expired {
             let (merchant, id) = (&row.merchant, &row.agreement_id);
-            let mut tx = self.db.begin_write().await?;
+            let mut tx = self.begin().await?;
             if end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
                 let kind = EventKind::AgreementEnded;
                 insert_agreement_event(&mut tx, merchant, id, row.card_id.as_ref(), kind, Some(why), now)
                     .await?;
+                tx.note(&Entry::done("agreement.end", id.as_str()).with(why.reason())).await?;
             }
             tx.commit().await?;
         }
@@ -59,10 +61,11 @@ impl Vault {
             if told.as_deref() == Some(month.as_str()) || !expires_soon(&details, now) {
                 continue;
             }
-            let mut tx = self.db.begin_write().await?;
+            let mut tx = self.begin().await?;
             if note_expiry_told(&mut tx, &merchant, &row.card_id, &month).await? {
                 let kind = EventKind::CardExpiring;
                 insert_card_event(&mut tx, &merchant, &row.card_id, "PAN", kind, Some(&month), now).await?;
+                tx.note(&Entry::done("card.expiring", row.card_id.as_str())).await?;
             }
             tx.commit().await?;
             self.bell.ring_written();

@@ -361,7 +361,12 @@ pub async fn update_details(
 }
 
 /// Notes that `holder` holds a CVV for the card.
-pub async fn hold_cvv(db: &Db, merchant: &Merchant, id: &CardId, slot: &CvvSlot) -> Result<bool, StoreError> {
+pub async fn hold_cvv(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    id: &CardId,
+    slot: &CvvSlot,
+) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE cards SET cvv_holder = $3, cvv_until = $4, cvv_for = $5 \
          WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL";
     let args = [
@@ -371,7 +376,7 @@ pub async fn hold_cvv(db: &Db, merchant: &Merchant, id: &CardId, slot: &CvvSlot)
         Arg::Int(slot.until.0),
         Arg::TextOrNull(slot.for_request.as_deref()),
     ];
-    Ok(db.execute(SQL, &args).await? == 1)
+    Ok(tx.execute(SQL, &args).await? == 1)
 }
 
 /// Takes the slot that `holder` holds; `false` where it is gone, or another's.

@@ -45,6 +45,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0010_key_rotation.sql"),
         include_str!("../../migrations/postgres/0010_key_rotation.sql"),
     ),
+    (
+        30,
+        "audit",
+        include_str!("../../migrations/sqlite/0030_audit.sql"),
+        include_str!("../../migrations/postgres/0030_audit.sql"),
+    ),
 ];
 
 /// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.

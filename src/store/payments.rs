@@ -538,7 +538,7 @@ pub async fn look_by(
 /// Opens a cancel, so that it is known before its first byte leaves; `false` where the payment does not
 /// allow it: it is over, it has captures or refunds under way or money given back, or a cancel is open.
 pub async fn open_cancel(
-    db: &Db,
+    tx: &mut Tx,
     account: &GatewayAccount,
     id: &PaymentRequestId,
     by_caller: bool,
@@ -557,13 +557,13 @@ pub async fn open_cancel(
         Arg::Int(now.0),
         Arg::Int(next_look.0),
     ];
-    Ok(db.execute(SQL, &args).await? == 1)
+    Ok(tx.execute(SQL, &args).await? == 1)
 }
 
 /// Ends an open cancel that the gateway refused, with its code; or, with none, one of the vault's own that
 /// was sent in vain and has had time to take effect.
 pub async fn close_cancel(
-    db: &Db,
+    tx: &mut Tx,
     account: &GatewayAccount,
     id: &PaymentRequestId,
     code: Option<&str>,
@@ -572,5 +572,5 @@ pub async fn close_cancel(
          cancel_code = $3, version = version + 1 \
          WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN'";
     let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::TextOrNull(code)];
-    Ok(db.execute(SQL, &args).await? == 1)
+    Ok(tx.execute(SQL, &args).await? == 1)
 }

@@ -129,7 +129,7 @@ def golden():
             "plaintext": plaintext.decode(),
             "sealed": sealed.hex(),
         }
-    for number, purpose in enumerate(["card", "fingerprint", "request_mac", "gateway_token"]):
+    for number, purpose in enumerate(["card", "fingerprint", "request_mac", "gateway_token", "audit", "checkpoint"]):
         kek, raw_kek, raw_dek = count(0x80, 32), count(0xC0, 20), count(0xA0 + number, 20)
         dek, salt, nonce = count(0x10 + number, 32), count(0x50 + number, 32), count(0x70 + number, 12)
         yield f"wrap-v1/{purpose}.json", {

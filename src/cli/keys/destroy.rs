@@ -17,7 +17,12 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let (_, admin) = super::admin(&args.common).await?;
+    let (_, admin) =
+        if args.dry_run { super::admin(&args.common).await? } else { super::opened(&args.common).await? };
+    let named = DekId::parse(&args.key).is_some() || KekId::parse(&args.key).is_some();
+    if named && !args.dry_run {
+        super::note(&admin, "keys.destroy", &args.key, "begun").await?;
+    }
     let done = match (DekId::parse(&args.key), KekId::parse(&args.key)) {
         (Some(id), _) => admin.destroy_data_key(&id, args.dry_run).await?,
         (None, Some(id)) => admin.destroy_kek(&id, args.dry_run).await?,
@@ -27,6 +32,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             )
         }
     };
+    if done == Destroyed::Now {
+        super::note(&admin, "keys.destroy", &args.key, "done").await?;
+    }
     admin.db.close().await;
     match done {
         Destroyed::Would => println!("nothing needs {}; without --dry-run it would be destroyed", args.key),

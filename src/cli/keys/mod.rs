@@ -17,8 +17,12 @@ use anyhow::Context;
 
 use crate::app::{self, open_database};
 use crate::base::clock::{Clock, SharedClock, SystemClock};
+use crate::base::ids::InstanceId;
 use crate::config::{self, Config};
 use crate::crypto::kek::file;
+use crate::crypto::keyring::Purpose;
+use crate::model::audit::{Actor, Entry};
+use crate::ops::audit::{Audit, acting, origin};
 use crate::ops::rotation::Admin;
 use crate::telemetry;
 
@@ -96,7 +100,7 @@ async fn admin(common: &Common) -> anyhow::Result<(Config, Admin)> {
 }
 
 /// As [`admin`], with every data key unwrapped. Where the KEK is split, its custodians are asked.
-async fn opened(common: &Common) -> anyhow::Result<(Config, Admin)> {
+pub(super) async fn opened(common: &Common) -> anyhow::Result<(Config, Admin)> {
     let (config, admin) = admin(common).await?;
     let mut custodians = custodians::Custodians::new(&admin, &common.share_file);
     loop {
@@ -110,4 +114,22 @@ async fn opened(common: &Common) -> anyhow::Result<(Config, Admin)> {
             }
         }
     }
+}
+
+/// Records in the audit trail what is about to be done to a key, or was done: a command that cannot be
+/// recorded does nothing (PCI DSS 10.2.1.2).
+async fn note(admin: &Admin, action: &'static str, object: &str, detail: &str) -> anyhow::Result<()> {
+    if admin.keys.of_purpose(Purpose::Audit).is_empty() {
+        eprintln!("cardvault: the vault was never started and has no audit trail yet; this is not recorded");
+        return Ok(());
+    }
+    let audit = Audit::new(InstanceId::make()?, admin.clock.clone());
+    let user = format!("uid-{}", rustix::process::getuid().as_raw());
+    acting(Actor::at_console(&user, origin()), async {
+        audit.note_alone(&admin.db, &admin.keys, &Entry::done(action, object).with(detail)).await?;
+        audit.close(&admin.db, &admin.keys).await;
+        anyhow::Ok(())
+    })
+    .await
+    .context("recording this in the audit trail")
 }

@@ -36,10 +36,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let pace = Pace { batch: args.batch, pause: Duration::from_millis(args.pause_ms) };
+    super::note(&admin, "keys.reencrypt", "card", "begun").await?;
     let mut shown = Shown::new(args.json);
     let done = admin.reencrypt(pace, &mut |progress| shown.step(progress)).await;
     shown.end();
     let done = done?;
+    super::note(&admin, "keys.reencrypt", "card", &format!("done; moved {} rows", done.moved)).await?;
     admin.db.close().await;
     if args.json {
         println!(

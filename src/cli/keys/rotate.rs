@@ -79,6 +79,10 @@ pub enum DekPurpose {
     GatewayToken,
     /// Tells whether a repeated request is the same one.
     RequestMac,
+    /// Makes the audit trail's MACs.
+    Audit,
+    /// Signs checkpoints of the audit trail.
+    Checkpoint,
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
@@ -111,6 +115,7 @@ async fn kek(
     };
     let threshold = if let Target::Split { threshold, .. } = to { threshold } else { 0 };
     let mut for_servers = Vec::new();
+    super::note(&admin, "keys.rotate", "kek", "begun").await?;
     let begun = admin
         .begin_kek(to, &mut |kek, made| {
             let kept = custodians::keep(kek, made, out, threshold)?;
@@ -124,6 +129,7 @@ async fn kek(
     }
     bring_to_server(&config, &for_servers).await;
     let done = admin.finish_kek(begun).await?;
+    super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
     admin.db.close().await;
     if done.finished_earlier {
         println!("finished the rotation that had been begun");
@@ -161,8 +167,12 @@ async fn dek(common: &Common, purpose: DekPurpose) -> anyhow::Result<()> {
         DekPurpose::Card => Purpose::Card,
         DekPurpose::GatewayToken => Purpose::GatewayToken,
         DekPurpose::RequestMac => Purpose::RequestMac,
+        DekPurpose::Audit => Purpose::Audit,
+        DekPurpose::Checkpoint => Purpose::Checkpoint,
     };
+    super::note(&admin, "keys.rotate", purpose.as_str(), "begun").await?;
     let done = admin.rotate_data_key(purpose).await?;
+    super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
     admin.db.close().await;
     println!("{} seals from now on; {} only opens", done.new, done.old);
     if matches!(purpose, Purpose::Card | Purpose::GatewayToken) {
@@ -173,10 +183,12 @@ async fn dek(common: &Common, purpose: DekPurpose) -> anyhow::Result<()> {
 
 async fn fingerprint(common: &Common, pace: Pace, json: bool) -> anyhow::Result<()> {
     let (_, admin) = super::opened(common).await?;
+    super::note(&admin, "keys.rotate", Purpose::Fingerprint.as_str(), "begun").await?;
     let mut shown = Shown::new(json);
     let done = admin.rotate_fingerprint(pace, &mut |progress| shown.step(progress)).await;
     shown.end();
     let done = done?;
+    super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
     admin.db.close().await;
     if json {
         let (old, new) = (done.old.as_str(), done.new.as_str());

@@ -47,6 +47,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             "kek" => "kek",
             "fingerprint" => "fingerprint",
             "request_mac" => "dek --purpose request-mac",
+            "gateway_token" => "dek --purpose gateway-token",
+            "audit" => "dek --purpose audit",
+            "checkpoint" => "dek --purpose checkpoint",
             _ => "dek",
         };
         println!("WARNING {}: {}; run `cardvault keys rotate {command}`", key.id, standing.words());

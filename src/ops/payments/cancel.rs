@@ -4,12 +4,14 @@
 
 use std::sync::Arc;
 
-use crate::base::ids::PaymentRequestId;
+use crate::base::clock::Millis;
+use crate::base::ids::{GatewayAccount, PaymentRequestId};
 use crate::base::json::{self, Object};
 use crate::base::secret::SecretBuf;
 use crate::gateway::antom::answer::{CancelReading, read_cancel};
 use crate::gateway::{Call, Exchange};
 use crate::model::access::{Allowed, ModifyPayments};
+use crate::model::audit::Entry;
 use crate::model::operation_refusal::OperationRefusal;
 use crate::model::payment::{Source, Status, Verdict, next};
 use crate::model::payment_view::PaymentView;
@@ -37,9 +39,9 @@ impl Vault {
         if row.status == Status::Cancelled || open {
             return self.view(&row).await;
         }
-        let (account, now) = (&row.account, self.now());
-        let next_look = now.plus(self.policy.look_lease);
-        if !rows::open_cancel(&self.db, account, id, true, now, next_look).await? {
+        let account = &row.account;
+        let next_look = self.now().plus(self.policy.look_lease);
+        if !self.open_cancel(account, id, true, next_look).await? {
             return self.why_no_cancel(&row).await;
         }
         let sent = self.send_cancel(&row).await.map_err(|error| OpError::OutcomeNotKnown(error.into()))?;
@@ -47,6 +49,39 @@ impl Vault {
             rows::look_by(&self.db, account, id, self.now()).await.map_err(not_recorded)?;
         }
         self.view(&sent.0).await.map_err(|error| OpError::OutcomeNotKnown(error.into()))
+    }
+
+    /// Decides to cancel a payment, for a caller or by itself; `false` where that cannot be any more.
+    pub(super) async fn open_cancel(
+        &self,
+        account: &GatewayAccount,
+        id: &PaymentRequestId,
+        by_caller: bool,
+        next_look: Millis,
+    ) -> Result<bool, OpError> {
+        let mut tx = self.begin().await?;
+        if !rows::open_cancel(&mut tx, account, id, by_caller, self.now(), next_look).await? {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        tx.note(&Entry::done("payment.cancel", id.as_str()).with("decided")).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// Ends a cancel that had no effect, with the gateway's code if it was refused.
+    pub(super) async fn close_cancel(
+        &self,
+        account: &GatewayAccount,
+        id: &PaymentRequestId,
+        code: Option<&str>,
+    ) -> Result<(), OpError> {
+        let mut tx = self.begin().await?;
+        if !rows::close_cancel(&mut tx, account, id, code).await? {
+            return Ok(tx.rollback().await?);
+        }
+        tx.note(&Entry::done("payment.cancel", id.as_str()).with("no effect")).await?;
+        Ok(tx.commit().await?)
     }
 
     /// A payment with its cancel; none where it was never cancelled.
@@ -102,7 +137,7 @@ impl Vault {
             CancelReading::Refused => {
                 let code = result_code(answer.verified().text());
                 tracing::warn!(payment = %id, code, "the gateway refuses a cancel");
-                rows::close_cancel(&self.db, &row.account, id, Some(&code)).await?;
+                self.close_cancel(&row.account, id, Some(&code)).await?;
             }
             CancelReading::NotExist | CancelReading::Unclear => {}
         }

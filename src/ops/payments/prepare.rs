@@ -21,6 +21,7 @@ use crate::gateway::Gateway;
 use crate::gateway::antom::body::{CardFlags, Instrument, Template};
 use crate::model::access::{Allowed, Pay, PayWithoutBuyer};
 use crate::model::agreement::{AgreementState, Initiator, StoredCredential, Terms};
+use crate::model::audit::Entry;
 use crate::model::card::{Details, TypedCard};
 use crate::model::decline::Decline;
 use crate::model::pay_request::{CardForm, PayRequest, Sensitive};
@@ -519,7 +520,7 @@ impl Vault {
             next_look: now.plus(self.policy.attempt_deadline),
             now,
         };
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if !rows::insert_payment(&mut tx, &payment).await? {
             tx.rollback().await?;
             let row = rows::find_payment(&self.db, &attempt.account, &attempt.id).await?;
@@ -540,6 +541,8 @@ impl Vault {
             tx.rollback().await?;
             return Ok(Inserted::SlotGone);
         }
+        let by = attempt.card.as_ref().map_or("hosted page", CardId::as_str);
+        tx.note(&Entry::done("payment.create", attempt.id.as_str()).with(by)).await?;
         match tx.commit().await {
             Ok(()) => Ok(Inserted::Yes),
             Err(error) => self.after_unclear_commit(attempt, error).await,

@@ -154,7 +154,7 @@ impl Vault {
             let by_look = now.plus(self.policy.look_lease);
             // The look's own time stays: releasing it sets the next one.
             let next_look = row.next_look.unwrap_or(by_look);
-            rows::open_cancel(&self.db, &row.account, id, false, now, next_look).await?;
+            self.open_cancel(&row.account, id, false, next_look).await?;
         }
         let (row, reading) = self.send_cancel(&row).await?;
         if row.status != Status::Unknown {
@@ -262,7 +262,7 @@ impl Vault {
             if self.now() <= cancel.at.plus(ARRIVAL) {
                 return Ok(Some(Waits::Detail));
             }
-            rows::close_cancel(&self.db, &row.account, &row.payment_request_id, None).await?;
+            self.close_cancel(&row.account, &row.payment_request_id, None).await?;
         }
         let waits = self.waits_for_id(&row).await?
             || (row.wants_token && row.token_card_id.is_none())

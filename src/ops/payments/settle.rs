@@ -16,6 +16,7 @@ use crate::gateway::antom::scrub::{Own, card_token, scrub};
 use crate::gateway::antom::verify::Verified;
 use crate::gateway::{Call, Exchange};
 use crate::model::agreement::parse_time;
+use crate::model::audit::Entry;
 use crate::model::card::Details;
 use crate::model::decline::Decline;
 use crate::model::look::{Waits, pause};
@@ -168,7 +169,7 @@ impl Vault {
             true => None,
             false => PaymentEvent::of(Self::view_after(before, change, answer.map(|(text, _)| text)))?,
         };
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         if !rows::change_payment(&mut tx, &before.account, &before.payment_request_id, change).await? {
             tx.rollback().await?;
             return Ok(false);
@@ -183,6 +184,11 @@ impl Vault {
         }
         if let (Some(agreement), Some(card)) = (&before.agreement_id, change.token_card_id) {
             attach_card(&mut tx, &before.merchant, agreement, card, change.now).await?;
+        }
+        if change.to != change.from {
+            let by = change.settled_by.or(answer.map(|(_, source)| source.name())).unwrap_or("vault");
+            let detail = format!("{} by {by}", change.to.name());
+            tx.note(&Entry::done("payment.change", before.payment_request_id.as_str()).with(detail)).await?;
         }
         tx.commit().await?;
         if event.is_some() || news {
@@ -231,7 +237,7 @@ impl Vault {
             return Ok(());
         }
         let now = self.now();
-        let mut tx = self.db.begin_write().await?;
+        let mut tx = self.begin().await?;
         let (account, id) = (&payment.account, &payment.payment_request_id);
         let review = facts.auth_review.as_deref();
         rows::keep_facts(&mut tx, account, id, facts.auth_expires_at, review, token_card).await?;
@@ -239,6 +245,8 @@ impl Vault {
         if let (Some(agreement), Some(card)) = (&payment.agreement_id, token_card) {
             attach_card(&mut tx, &payment.merchant, agreement, card, now).await?;
         }
+        tx.note(&Entry::done("payment.learn", payment.payment_request_id.as_str()).with(source.name()))
+            .await?;
         tx.commit().await?;
         Ok(())
     }

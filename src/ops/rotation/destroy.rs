@@ -15,7 +15,7 @@ use crate::ops::keys::{DataKeysError, apart};
 use crate::store::keys::{
     KeyRow, destroy_key, epoch, find_key, list_keys, raise_epoch, sweep_old_rows, wait_for_writers,
 };
-use crate::store::{fingerprints, reseal};
+use crate::store::{audit, fingerprints, reseal};
 
 use super::{Admin, RotationError, patiently};
 
@@ -105,6 +105,18 @@ impl Admin {
                 (
                     mine.sum(),
                     "payments tell their repeats by it, or cards are found by it; it stays as long as they do",
+                )
+            }
+            Some(Purpose::Audit) => {
+                let all = audit::count_by_key(&self.db).await?;
+                let mine = all.iter().filter(|(key, _)| key == row.id.as_str()).map(|(_, count)| count);
+                (mine.sum(), "rows of the audit trail are verified with it; it stays as long as they do")
+            }
+            Some(Purpose::Checkpoint) => {
+                let all = audit::count_by_key(&self.db).await?.iter().map(|(_, count)| count).sum();
+                (
+                    all,
+                    "rows of the audit trail may be covered by its checkpoints; it stays as long as they do",
                 )
             }
             // The active key has a fingerprint of every card: nothing needs the old ones but old references.

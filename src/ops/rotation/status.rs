@@ -8,7 +8,7 @@ use crate::crypto::keyring::{KeyState, Purpose};
 use crate::model::key_life::{Life, Standing};
 use crate::store::keys::{KeyRow, list_keys};
 use crate::store::replicas::Replica;
-use crate::store::{fingerprints, reseal};
+use crate::store::{audit, fingerprints, reseal};
 
 use super::{Admin, RotationError, patiently};
 
@@ -134,6 +134,9 @@ impl Admin {
             }
         }
         for (id, count) in patiently(|| reseal::count_meanings(&self.db)).await? {
+            *needs.entry(id).or_default() += count;
+        }
+        for (id, count) in patiently(|| audit::count_by_key(&self.db)).await? {
             *needs.entry(id).or_default() += count;
         }
         for slot in [0, 1] {

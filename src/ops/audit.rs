@@ -1,0 +1,370 @@
+//! The audit trail: a row for every access, in the transaction of its effect. If the row cannot be written,
+//! nothing happened; if the effect is not committed, neither is the row.
+//!
+//! Rows are chained, so that none can be altered, removed or put elsewhere unseen. Transactions of one
+//! process run at once, and a chain must have one order; so a process has several chains, and a transaction
+//! has one of them to itself from its beginning to its end. A chain whose last commit is in doubt is left,
+//! and another one begun: what is true stands in the database.
+
+pub mod verify;
+
+use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::base::clock::{Millis, SharedClock};
+use crate::base::ids::InstanceId;
+use crate::crypto::audit_mac::{self, BEGINNING, audit_mac};
+use crate::crypto::keyring::Purpose;
+use crate::model::audit::{
+    Actor, AuditRow, CLOSE, Entry, Head, OPEN, Outcome, Rest, checkpoint_text, rest_input,
+};
+use crate::store::audit as rows;
+use crate::store::backend::{Db, StoreError, Tx};
+
+use super::error::OpError;
+use super::keys::DataKeys;
+
+/// Chains of a process: as many transactions as the database takes at once.
+const CHAINS: usize = 16;
+/// How long a transaction waits for a chain.
+const WAIT: Duration = Duration::from_secs(5);
+/// Masked reads that wait to be written; one more waits until there is room.
+const READS: usize = 4096;
+/// Most masked reads that are written in one transaction.
+const BATCH: usize = 256;
+/// A chain that was closed so long ago is told in a checkpoint by a digest only. It is longer than a
+/// transaction can take, so that none with an older closing row appears later.
+const CLOSED: Duration = Duration::from_secs(600);
+
+/// Which chains a checkpoint tells by a digest: those that were closed before this.
+fn closed_before(at: Millis) -> Millis {
+    Millis(at.0.saturating_sub(i64::try_from(CLOSED.as_millis()).unwrap_or(i64::MAX)))
+}
+
+tokio::task_local! {
+    static ACTOR: Actor;
+}
+
+/// Runs something in the name of an actor: every row that it writes says so.
+pub async fn acting<T>(actor: Actor, work: impl Future<Output = T>) -> T {
+    ACTOR.scope(actor, work).await
+}
+
+/// In whose name this task runs.
+pub fn actor() -> Actor {
+    ACTOR.try_with(Clone::clone).unwrap_or_else(|_| Actor::vault())
+}
+
+/// One chain of this process: its name, and its newest row.
+struct Chain {
+    name: String,
+    next: i64,
+    mac: [u8; 32],
+}
+
+/// The audit trail, as one process writes it.
+pub struct Audit {
+    instance: InstanceId,
+    permits: Arc<Semaphore>,
+    chains: Arc<Mutex<Chains>>,
+    reads: mpsc::Sender<(Actor, Entry, Millis)>,
+    waiting: Mutex<Option<mpsc::Receiver<(Actor, Entry, Millis)>>>,
+    clock: SharedClock,
+}
+
+#[derive(Default)]
+struct Chains {
+    free: Vec<Chain>,
+    made: u64,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Audit {
+    /// A trail that has written nothing yet.
+    pub fn new(instance: InstanceId, clock: SharedClock) -> Self {
+        let (reads, waiting) = mpsc::channel(READS);
+        Self {
+            instance,
+            permits: Arc::new(Semaphore::new(CHAINS)),
+            chains: Arc::default(),
+            reads,
+            waiting: Mutex::new(Some(waiting)),
+            clock,
+        }
+    }
+
+    /// Begins a transaction that writes, with a chain of its own.
+    pub async fn begin<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
+        let permit = tokio::time::timeout(WAIT, Arc::clone(&self.permits).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(OpError::Unavailable(anyhow::anyhow!("the audit trail is not free")));
+        };
+        let chain = {
+            let mut chains = held(&self.chains);
+            match chains.free.pop() {
+                Some(chain) => chain,
+                None => {
+                    chains.made += 1;
+                    Chain { name: format!("{}/{}", self.instance, chains.made), next: 0, mac: BEGINNING }
+                }
+            }
+        };
+        let lease =
+            Lease { home: Arc::clone(&self.chains), chain: Some(chain), in_doubt: false, _permit: permit };
+        let tx = db.begin_write().await?;
+        let newest = lease.newest();
+        Ok(AuditedTx { tx, lease, newest, keys, clock: self.clock.clone() })
+    }
+
+    /// Records a masked read, which waits for no disk: a crash can lose what was read in the last moments.
+    /// Fails where so many wait that there is no room for a while.
+    pub async fn note_read(&self, entry: Entry) -> Result<(), OpError> {
+        let sent = tokio::time::timeout(WAIT, self.reads.send((actor(), entry, self.clock.now()))).await;
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(OpError::Unavailable(anyhow::anyhow!("masked reads cannot be audited"))),
+        }
+    }
+
+    /// Writes masked reads until told to stop, and what is left then.
+    pub async fn write_reads(&self, db: &Db, keys: &DataKeys, mut stop: tokio::sync::watch::Receiver<bool>) {
+        let Some(mut waiting) = held(&self.waiting).take() else { return };
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let stopping = *stop.borrow();
+            if batch.is_empty() {
+                tokio::select! {
+                    count = waiting.recv_many(&mut batch, BATCH) => if count == 0 { return },
+                    _ = stop.wait_for(|stop| *stop), if !stopping => {}
+                    () = std::future::ready(()), if stopping => return,
+                }
+                if batch.is_empty() {
+                    // Told to stop: what is there already is written.
+                    while let (true, Ok(read)) = (batch.len() < BATCH, waiting.try_recv()) {
+                        batch.push(read);
+                    }
+                    if batch.is_empty() {
+                        return;
+                    }
+                }
+            }
+            match self.write_batch(db, keys, &batch).await {
+                Ok(()) => batch.clear(),
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "masked reads cannot be audited"
+                    );
+                    if stopping {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn write_batch(
+        &self,
+        db: &Db,
+        keys: &DataKeys,
+        batch: &[(Actor, Entry, Millis)],
+    ) -> Result<(), OpError> {
+        let mut tx = self.begin(db, keys).await?;
+        for (actor, entry, at) in batch {
+            tx.note_as(actor, entry, *at).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Records something that is no part of a transaction.
+    pub async fn note_alone(&self, db: &Db, keys: &DataKeys, entry: &Entry) -> Result<(), OpError> {
+        let mut tx = self.begin(db, keys).await?;
+        tx.note(entry).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Writes the closing rows of this process's chains: a chain without one was cut off.
+    pub async fn close(&self, db: &Db, keys: &DataKeys) {
+        for _ in 0..CHAINS {
+            if held(&self.chains).free.is_empty() {
+                return;
+            }
+            let closed = async {
+                let mut tx = self.begin(db, keys).await?;
+                if tx.newest.0 == 0 {
+                    // Nothing was ever written to it.
+                    tx.lease.chain = None;
+                    return Ok(tx.rollback().await?);
+                }
+                let closing = Entry { action: CLOSE, object: None, outcome: Outcome::Done, detail: None };
+                let at = self.clock.now();
+                tx.insert(&Actor::vault(), &closing, at).await?;
+                Ok::<_, OpError>(tx.close().await?)
+            };
+            if let Err(error) = closed.await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an audit chain was not closed");
+                return;
+            }
+        }
+    }
+}
+
+/// A chain that a transaction has to itself.
+struct Lease {
+    home: Arc<Mutex<Chains>>,
+    chain: Option<Chain>,
+    /// Whether a commit was begun whose outcome is not known.
+    in_doubt: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    fn newest(&self) -> (i64, [u8; 32]) {
+        self.chain.as_ref().map_or((0, BEGINNING), |chain| (chain.next, chain.mac))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(chain) = self.chain.take().filter(|_| !self.in_doubt) {
+            held(&self.home).free.push(chain);
+        }
+    }
+}
+
+/// A transaction whose every effect has its row. Dropped without [`AuditedTx::commit`], neither happened.
+pub struct AuditedTx<'a> {
+    tx: Tx,
+    lease: Lease,
+    newest: (i64, [u8; 32]),
+    keys: &'a DataKeys,
+    clock: SharedClock,
+}
+
+impl Deref for AuditedTx<'_> {
+    type Target = Tx;
+
+    fn deref(&self) -> &Tx {
+        &self.tx
+    }
+}
+
+impl DerefMut for AuditedTx<'_> {
+    fn deref_mut(&mut self) -> &mut Tx {
+        &mut self.tx
+    }
+}
+
+impl AuditedTx<'_> {
+    /// Records what this transaction does, in the name of the task's actor.
+    pub async fn note(&mut self, entry: &Entry) -> Result<(), OpError> {
+        let at = self.clock.now();
+        self.note_as(&actor(), entry, at).await
+    }
+
+    async fn note_as(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<(), OpError> {
+        if self.newest.0 == 0 {
+            let opening =
+                Entry { action: OPEN, object: None, outcome: Outcome::Done, detail: Some(origin()) };
+            self.insert(&Actor::vault(), &opening, at).await?;
+        }
+        self.insert(actor, entry, at).await
+    }
+
+    async fn insert(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<(), OpError> {
+        let key = self.keys.active(Purpose::Audit)?;
+        let (seq, before) = self.newest;
+        let Some(chain) = &self.lease.chain else {
+            return Err(OpError::Internal(anyhow::anyhow!("an audit chain is gone")));
+        };
+        let row = AuditRow {
+            chain: chain.name.clone(),
+            seq,
+            at,
+            actor: actor.name.clone(),
+            merchant: actor.merchant.as_ref().map(ToString::to_string),
+            action: entry.action.to_owned(),
+            object: entry.object.clone(),
+            outcome: entry.outcome.name().to_owned(),
+            detail: entry.detail.clone(),
+            origin: actor.origin.clone(),
+            request_id: actor.request_id.clone(),
+            key_id: key.id().to_string(),
+        };
+        let mac = audit_mac(&key, &before, &row.canonical())?;
+        rows::insert_row(&mut self.tx, &row, &mac).await?;
+        self.newest = (seq + 1, mac);
+        Ok(())
+    }
+
+    /// Makes effect and rows durable. Where this fails, nobody can know whether they are.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        self.finish().await.map(|_| ())
+    }
+
+    /// Commits, and uses the chain no more.
+    async fn close(self) -> Result<(), StoreError> {
+        self.finish().await?.chain = None;
+        Ok(())
+    }
+
+    async fn finish(self) -> Result<Lease, StoreError> {
+        let Self { tx, mut lease, newest, .. } = self;
+        // From here on a drop leaves the chain: the commit may have happened.
+        lease.in_doubt = true;
+        tx.commit().await?;
+        lease.in_doubt = false;
+        if let Some(chain) = &mut lease.chain {
+            (chain.next, chain.mac) = newest;
+        }
+        Ok(lease)
+    }
+
+    /// Takes the changes back.
+    pub async fn rollback(self) -> Result<(), StoreError> {
+        self.tx.rollback().await
+    }
+}
+
+/// Where this process runs.
+pub fn origin() -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host} pid {}", std::process::id())
+}
+
+/// A signed word about the whole trail, one line of JSON.
+pub async fn checkpoint(db: &Db, keys: &DataKeys, now: Millis) -> Result<String, OpError> {
+    let heads = rows::list_heads(db).await?;
+    let since = closed_before(now);
+    let (live, old): (Vec<_>, Vec<_>) =
+        heads.into_iter().partition(|(_, closed)| closed.is_none_or(|at| at >= since));
+    let live: Vec<Head> = live.into_iter().map(|(head, _)| head).collect();
+    let old: Vec<Head> = old.into_iter().map(|(head, _)| head).collect();
+    let key = keys.active(Purpose::Audit)?;
+    let rest = Rest {
+        chains: u64::try_from(old.len()).unwrap_or(u64::MAX),
+        rows: old.iter().map(|head| u64::try_from(head.seq + 1).unwrap_or(0)).sum(),
+        mac: audit_mac(&key, &BEGINNING, &rest_input(old.iter()))?.to_vec(),
+    };
+    let text = checkpoint_text(now, &live, &rest);
+    let signing = keys.active(Purpose::Checkpoint)?;
+    let cannot = |error: audit_mac::CannotSign| OpError::Internal(error.into());
+    let signature = audit_mac::sign(&signing, text.as_bytes()).map_err(cannot)?;
+    let public = audit_mac::public_key(&signing).map_err(cannot)?;
+    let hex = |bytes: &[u8]| data_encoding::HEXLOWER.encode(bytes);
+    Ok(crate::base::json::ObjectWriter::default()
+        .string("checkpoint", &text)
+        .string("keyId", signing.id().as_str())
+        .string("auditKeyId", key.id().as_str())
+        .string("publicKey", &hex(&public))
+        .string("signature", &hex(&signature))
+        .finish())
+}

@@ -1,0 +1,322 @@
+//! Tells whether the audit trail is whole: no row altered, removed or put elsewhere; and, with checkpoints
+//! that were kept elsewhere, none cut off at a chain's end and no chain missing.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::base::clock::Millis;
+use crate::base::ids::DekId;
+use crate::base::json::{Object, items, string};
+use crate::crypto::audit_mac::{self, BEGINNING, audit_mac};
+use crate::model::audit::{AuditRow, CLOSE, Head, OPEN, rest_input};
+use crate::ops::error::OpError;
+use crate::ops::keys::DataKeys;
+use crate::store::audit as rows;
+use crate::store::backend::Db;
+
+use super::closed_before;
+
+/// Rows that are read at once.
+const PAGE: i64 = 1000;
+
+/// What a look at the whole trail came to.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// How many rows were read.
+    pub rows: u64,
+    /// In how many chains.
+    pub chains: u64,
+    /// Chains that do not end with their closing row: their process runs, or was killed.
+    pub open: Vec<String>,
+    /// How many checkpoints were compared.
+    pub checkpoints: u64,
+    /// What is wrong; nothing, where the trail is whole.
+    pub findings: Vec<String>,
+}
+
+/// A checkpoint that was kept.
+struct Checkpoint {
+    at: Millis,
+    audit_key: DekId,
+    /// How many chains had been closed, their rows, and the digest of their heads.
+    rest: (u64, u64, Vec<u8>),
+}
+
+/// Checkpoints that were kept: what each says.
+#[derive(Default)]
+struct Kept {
+    all: Vec<Checkpoint>,
+    /// The heads that any of them names: the MAC of a chain's row, and when it was said.
+    heads: HashMap<(String, i64), (Vec<u8>, Millis)>,
+}
+
+/// Reads the whole trail and compares it with `checkpoints`: lines of the log, or the checkpoints alone.
+pub async fn verify(
+    db: &Db,
+    keys: &DataKeys,
+    checkpoints: impl Iterator<Item = std::io::Result<String>>,
+) -> Result<Report, OpError> {
+    let mut report = Report::default();
+    let mut kept = read_checkpoints(keys, checkpoints, &mut report).await?;
+    let closed = walk(db, keys, &mut kept, &mut report).await?;
+    for ((chain, seq), (_, at)) in &kept.heads {
+        report.findings.push(format!(
+            "chain {chain}: row {seq} is missing, which the checkpoint of {} names; the chain was cut off or removed",
+            at.rfc3339()
+        ));
+    }
+    for checkpoint in &kept.all {
+        compare_rest(keys, checkpoint, &closed, &mut report).await?;
+    }
+    report.findings.sort();
+    Ok(report)
+}
+
+/// A chain on the way.
+struct Walked {
+    chain: String,
+    next: i64,
+    mac: [u8; 32],
+    at: Millis,
+    is_closed: bool,
+}
+
+/// Walks every chain; gives those that are closed, with the time of their closing row.
+async fn walk(
+    db: &Db,
+    keys: &DataKeys,
+    kept: &mut Kept,
+    report: &mut Report,
+) -> Result<BTreeMap<String, (Head, Millis)>, OpError> {
+    let mut closed = BTreeMap::new();
+    let mut here: Option<Walked> = None;
+    let mut after = (String::new(), -1);
+    loop {
+        let page = rows::list_rows(db, (&after.0, after.1), PAGE).await?;
+        let Some((last, _)) = page.last() else { break };
+        after = (last.chain.clone(), last.seq);
+        for (row, mac) in &page {
+            report.rows += 1;
+            let walked = match here.take() {
+                Some(walked) if walked.chain == row.chain => walked,
+                other => {
+                    end(other, &mut closed, report);
+                    report.chains += 1;
+                    Walked { chain: row.chain.clone(), next: 0, mac: BEGINNING, at: row.at, is_closed: false }
+                }
+            };
+            if let Some((said, at)) = kept.heads.remove(&(row.chain.clone(), row.seq))
+                && said != *mac
+            {
+                report.findings.push(format!(
+                    "chain {}: row {} is not the one that the checkpoint of {} names",
+                    row.chain,
+                    row.seq,
+                    at.rfc3339()
+                ));
+            }
+            here = Some(step(keys, walked, row, mac, report).await?);
+        }
+    }
+    end(here, &mut closed, report);
+    Ok(closed)
+}
+
+async fn step(
+    keys: &DataKeys,
+    walked: Walked,
+    row: &AuditRow,
+    mac: &[u8],
+    report: &mut Report,
+) -> Result<Walked, OpError> {
+    let (chain, seq) = (&row.chain, row.seq);
+    let mut before = walked.mac;
+    if seq != walked.next {
+        report.findings.push(format!("chain {chain}: rows {} to {} are missing", walked.next, seq - 1));
+    } else {
+        match DekId::parse(&row.key_id) {
+            None => report.findings.push(format!("chain {chain}: row {seq} names no key")),
+            Some(id) => match keys.by_id(&id).await {
+                Ok(key) if audit_mac::verify_row(&key, &before, &row.canonical(), mac) == Ok(true) => {}
+                Ok(_) => report
+                    .findings
+                    .push(format!("chain {chain}: row {seq} was altered, or is not where it was written")),
+                Err(OpError::Internal(_)) => {
+                    report.findings.push(format!("chain {chain}: row {seq}: its key {id} is gone"));
+                }
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    if (seq == 0) != (row.action == OPEN) || walked.is_closed {
+        report.findings.push(format!("chain {chain}: row {seq} cannot stand where it stands"));
+    }
+    // The next row is judged by what stands here, so that one altered row is one finding.
+    before.copy_from_slice(&<[u8; 32]>::try_from(mac).unwrap_or(BEGINNING));
+    Ok(Walked { chain: walked.chain, next: seq + 1, mac: before, at: row.at, is_closed: row.action == CLOSE })
+}
+
+fn end(walked: Option<Walked>, closed: &mut BTreeMap<String, (Head, Millis)>, report: &mut Report) {
+    let Some(walked) = walked else { return };
+    if !walked.is_closed {
+        report.open.push(walked.chain);
+        return;
+    }
+    let head = Head { chain: walked.chain.clone(), seq: walked.next - 1, mac: walked.mac.to_vec() };
+    closed.insert(walked.chain, (head, walked.at));
+}
+
+async fn read_checkpoints(
+    keys: &DataKeys,
+    lines: impl Iterator<Item = std::io::Result<String>>,
+    report: &mut Report,
+) -> Result<Kept, OpError> {
+    let mut kept = Kept::default();
+    for (number, line) in (1..).zip(lines) {
+        let line = match line {
+            Ok(line) => line,
+            Err(error) => {
+                report.findings.push(format!("checkpoints, line {number}: {error}"));
+                break;
+            }
+        };
+        let Some(signed) = signed_checkpoint(&line) else { continue };
+        let read = match Read::parse(&signed) {
+            Some(read) => read,
+            None => {
+                report.findings.push(format!("checkpoints, line {number}: this cannot be read"));
+                continue;
+            }
+        };
+        let genuine = match keys.by_id(&read.key).await {
+            Ok(key) => audit_mac::public_key(&key).is_ok_and(|public| {
+                public[..] == read.public
+                    && audit_mac::verify_signature(&public, read.text.as_bytes(), &read.signature)
+            }),
+            Err(OpError::Internal(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if !genuine {
+            report.findings.push(format!("checkpoints, line {number}: its signature is not this vault's"));
+            continue;
+        }
+        report.checkpoints += 1;
+        for head in read.heads {
+            let said = kept.heads.entry((head.chain, head.seq)).or_insert((head.mac.clone(), read.at));
+            if said.0 != head.mac {
+                report.findings.push(format!("checkpoints, line {number}: an earlier one says otherwise"));
+            }
+        }
+        kept.all.push(Checkpoint { at: read.at, audit_key: read.audit_key, rest: read.rest });
+    }
+    Ok(kept)
+}
+
+/// The signed checkpoint in a line, which may be a line of the log.
+fn signed_checkpoint(line: &str) -> Option<String> {
+    let object = Object::parse(line.trim())?;
+    let is_signed =
+        |object: &Object<'_>| object.get("signature").is_some() && object.get("checkpoint").is_some();
+    if is_signed(&object) {
+        return Some(line.trim().to_owned());
+    }
+    let fields = Object::parse(object.get("fields")?)?;
+    let inner = string(fields.get("checkpoint")?)?.into_owned();
+    Object::parse(&inner).is_some_and(|inner| is_signed(&inner)).then_some(inner)
+}
+
+struct Read {
+    text: String,
+    key: DekId,
+    audit_key: DekId,
+    public: Vec<u8>,
+    signature: Vec<u8>,
+    at: Millis,
+    heads: Vec<Head>,
+    rest: (u64, u64, Vec<u8>),
+}
+
+impl Read {
+    fn parse(signed: &str) -> Option<Self> {
+        let hex = |raw: &str| data_encoding::HEXLOWER.decode(string(raw)?.as_bytes()).ok();
+        let signed = Object::parse(signed)?;
+        let text = string(signed.get("checkpoint")?)?.into_owned();
+        let inner = Object::parse(&text)?;
+        if string(inner.get("version")?)? != "checkpoint/1" {
+            return None;
+        }
+        let mut heads = Vec::new();
+        for item in items(inner.get("heads")?)? {
+            let head = Object::parse(item)?;
+            heads.push(Head {
+                chain: string(head.get("chain")?)?.into_owned(),
+                seq: head.get("seq")?.parse().ok()?,
+                mac: hex(head.get("mac")?)?,
+            });
+        }
+        let rest = Object::parse(inner.get("rest")?)?;
+        let rest =
+            (rest.get("chains")?.parse().ok()?, rest.get("rows")?.parse().ok()?, hex(rest.get("mac")?)?);
+        Some(Self {
+            key: DekId::parse(&string(signed.get("keyId")?)?)?,
+            audit_key: DekId::parse(&string(signed.get("auditKeyId")?)?)?,
+            public: hex(signed.get("publicKey")?)?,
+            signature: hex(signed.get("signature")?)?,
+            at: Millis::parse_rfc3339(&string(inner.get("at")?)?)?,
+            heads,
+            rest,
+            text: text.clone(),
+        })
+    }
+}
+
+/// Compares the chains that were closed well before a checkpoint with what it says of them.
+async fn compare_rest(
+    keys: &DataKeys,
+    checkpoint: &Checkpoint,
+    closed: &BTreeMap<String, (Head, Millis)>,
+    report: &mut Report,
+) -> Result<(), OpError> {
+    let since = closed_before(checkpoint.at);
+    let heads: Vec<&Head> = closed.values().filter(|(_, at)| *at < since).map(|(head, _)| head).collect();
+    let rows: u64 = heads.iter().map(|head| u64::try_from(head.seq + 1).unwrap_or(0)).sum();
+    let chains = u64::try_from(heads.len()).unwrap_or(u64::MAX);
+    let key = match keys.by_id(&checkpoint.audit_key).await {
+        Ok(key) => key,
+        Err(OpError::Internal(_)) => {
+            report.findings.push(format!(
+                "the checkpoint of {}: its key {} is gone",
+                checkpoint.at.rfc3339(),
+                checkpoint.audit_key
+            ));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let digest = audit_mac(&key, &BEGINNING, &rest_input(heads.iter().copied()))?;
+    if (chains, rows, &digest[..]) != (checkpoint.rest.0, checkpoint.rest.1, &checkpoint.rest.2[..]) {
+        report.findings.push(format!(
+            "the checkpoint of {} knew {} closed chains with {} rows; there are {chains} with {rows}",
+            checkpoint.at.rfc3339(),
+            checkpoint.rest.0,
+            checkpoint.rest.1
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_are_found_in_the_log_and_alone() {
+        let signed = r#"{"checkpoint":"{}","signature":"00"}"#;
+        assert_eq!(signed_checkpoint(signed).as_deref(), Some(signed));
+        let line = serde_json::json!({ "level": "INFO", "fields": { "checkpoint": signed, "message": "m" } });
+        assert_eq!(signed_checkpoint(&line.to_string()).as_deref(), Some(signed));
+        for other in ["", "x", "{}", r#"{"fields":{"message":"m"}}"#, r#"{"fields":{"checkpoint":"x"}}"#] {
+            assert_eq!(signed_checkpoint(other), None, "{other}");
+        }
+        assert!(Read::parse(signed).is_none());
+    }
+}
