@@ -36,6 +36,9 @@ pub enum Command {
         /// With `--to split`: a folder for the shares, a file each with mode 0600 [default: they are printed].
         #[arg(long)]
         out: Option<PathBuf>,
+        /// Only tell what would be done.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// A new data key for cards; `keys reencrypt` then moves what the old one sealed.
     Dek {
@@ -44,6 +47,9 @@ pub enum Command {
         /// Which data key.
         #[arg(long, default_value = "card")]
         purpose: DekPurpose,
+        /// Only tell what would be done.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// A new fingerprint key; every card gets a new fingerprint, and is found by the old one as well.
     Fingerprint {
@@ -58,6 +64,9 @@ pub enum Command {
         /// Print progress and result as lines of JSON.
         #[arg(long)]
         json: bool,
+        /// Only tell what would be done.
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -85,17 +94,56 @@ pub enum DekPurpose {
     Checkpoint,
 }
 
+impl DekPurpose {
+    fn purpose(self) -> Purpose {
+        match self {
+            Self::Card => Purpose::Card,
+            Self::GatewayToken => Purpose::GatewayToken,
+            Self::RequestMac => Purpose::RequestMac,
+            Self::Audit => Purpose::Audit,
+            Self::Checkpoint => Purpose::Checkpoint,
+        }
+    }
+}
+
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Kek { common, to, shares, threshold, out } => {
+        Command::Kek { common, dry_run: true, .. } => would(&common, "kek").await,
+        Command::Dek { common, purpose, dry_run: true } => would(&common, purpose.purpose().as_str()).await,
+        Command::Fingerprint { common, dry_run: true, .. } => would(&common, "fingerprint").await,
+        Command::Kek { common, to, shares, threshold, out, .. } => {
             kek(&common, to, shares.zip(threshold), out.as_deref()).await
         }
-        Command::Dek { common, purpose } => dek(&common, purpose).await,
-        Command::Fingerprint { common, batch, pause_ms, json } => {
+        Command::Dek { common, purpose, .. } => dek(&common, purpose.purpose()).await,
+        Command::Fingerprint { common, batch, pause_ms, json, .. } => {
             let pace = Pace { batch, pause: Duration::from_millis(pause_ms) };
             fingerprint(&common, pace, json).await
         }
     }
+}
+
+/// Tells what a rotation would do to the keys of a purpose, and changes nothing.
+async fn would(common: &Common, purpose: &str) -> anyhow::Result<()> {
+    let (_, admin) = super::admin(common).await?;
+    let status = admin.status().await?;
+    admin.db.close().await;
+    let begun = status
+        .keys
+        .iter()
+        .find(|key| key.purpose == purpose && matches!(key.state.as_str(), "entered" | "next"));
+    let active = status.keys.iter().find(|key| key.purpose == purpose && key.state == "active");
+    match (begun, active) {
+        (Some(key), _) => println!("would finish the rotation to {}, which was begun", key.id),
+        (None, Some(key)) if purpose == "kek" => {
+            println!("would make a new one in the place of {}, and wrap {} data keys anew", key.id, key.rows);
+        }
+        (None, Some(key)) => {
+            println!("would make a new one in the place of {}, on which {} rows depend", key.id, key.rows);
+        }
+        (None, None) => bail!("there is no {purpose} key yet; start a server once, it makes the first"),
+    }
+    println!("{} running servers would have to follow", status.servers.len());
+    Ok(())
 }
 
 async fn kek(
@@ -161,15 +209,8 @@ async fn bring_to_server(config: &Config, shares: &[SecretText]) {
     }
 }
 
-async fn dek(common: &Common, purpose: DekPurpose) -> anyhow::Result<()> {
+async fn dek(common: &Common, purpose: Purpose) -> anyhow::Result<()> {
     let (_, admin) = super::opened(common).await?;
-    let purpose = match purpose {
-        DekPurpose::Card => Purpose::Card,
-        DekPurpose::GatewayToken => Purpose::GatewayToken,
-        DekPurpose::RequestMac => Purpose::RequestMac,
-        DekPurpose::Audit => Purpose::Audit,
-        DekPurpose::Checkpoint => Purpose::Checkpoint,
-    };
     super::note(&admin, "keys.rotate", purpose.as_str(), "begun").await?;
     let done = admin.rotate_data_key(purpose).await?;
     super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;

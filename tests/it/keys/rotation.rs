@@ -72,6 +72,10 @@ both_engines! {
         // Nothing that is in use, or needed, can be destroyed.
         assert!(refused(&vault, &["destroy", &kek]).await.contains("in use"));
         assert!(refused(&vault, &["destroy", &dek]).await.contains("only a key that was rotated away"));
+        for (what, told) in [("kek", "wrap 3 data keys anew"), ("dek", "rows depend"), ("fingerprint", "rows depend")] {
+            let said = keys(&vault, &["rotate", what, "--dry-run"]).await;
+            assert!(said.contains(told) && said.contains("1 running servers"), "{said}");
+        }
         let told = keys(&vault, &["rotate", "kek"]).await;
         assert!(told.contains("1 running servers had opened its canary"), "{told}");
         traffic.more(15).await;
@@ -183,6 +187,51 @@ both_engines! {
         vault.restart().await;
         assert_eq!(vault.client("checkout").card(&pan).await, card);
         vault.finish(&[&pan]).await;
+    }
+
+    /// A server that is stopped like a virtual machine, taken for dead, and wakes up after its keys were
+    /// rotated away and destroyed: what it stores first opens, and it never stores a card twice.
+    async fn a_server_that_slept_through_a_rotation_loses_nothing(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let program = vault.start_program().await;
+        let caller = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = caller.card(&pan).await;
+        let before = status(&vault).await;
+        let (dek, fingerprint) = (id(&before, "card", "active"), id(&before, "fingerprint", "active"));
+        let pid = rustix::process::Pid::from_child(&program);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        // As if 30 seconds had passed.
+        sql::execute(&db, "DELETE FROM replicas").await;
+        keys(&vault, &["rotate", "dek"]).await;
+        keys(&vault, &["reencrypt"]).await;
+        keys(&vault, &["destroy", &dek]).await;
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        keys(&vault, &["destroy", &fingerprint]).await;
+        // Three requests wait for it, on connections that it will take: a new card, the known one, a change.
+        let caller = vault.client("checkout");
+        let asleep = caller.clone();
+        let other = fresh_pan();
+        let body = serde_json::json!({ "expiryMonth": "11", "expiryYear": "29" }).to_string();
+        let (known_pan, other_pan, path) = (pan.clone(), other.clone(), format!("/v1/cards/{card}"));
+        let waiting = tokio::spawn(async move {
+            tokio::join!(asleep.card(&other_pan), asleep.card(&known_pan), asleep.send("PATCH", &path, &body))
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        let (new, known, patched) = waiting.await.unwrap();
+        assert_eq!((known.as_str(), patched.status), (card.as_str(), 200), "{}", patched.text);
+        assert_eq!(records_under(&db, &dek).await, 0, "something was stored under a key that is gone");
+        assert_eq!(number(&db, "SELECT count(*) FROM cards").await, 2);
+        assert_eq!((caller.card(&other).await, caller.card(&pan).await), (new.clone(), card.clone()));
+        for (n, card) in [&new, &card].into_iter().enumerate() {
+            let body = crate::support::vault::by_reference(&format!("SLEPT_{n}"), "100", card);
+            assert_eq!(caller.post("/v1/payments", &body).await.expect(200).text_at("/status"), "AUTHORIZED");
+        }
+        let mut program = program;
+        program.kill().unwrap();
+        program.wait().unwrap();
+        vault.finish(&[&pan, &other]).await;
     }
 
     /// The real program is killed again and again while it rotates the KEK; whatever it left, the next run
