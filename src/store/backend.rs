@@ -8,7 +8,9 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
@@ -164,9 +166,39 @@ macro_rules! bound {
     }};
 }
 
+/// What is about to be done in the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A statement that reads.
+    Read,
+    /// A statement that writes, and is its own transaction.
+    Write,
+    /// A whole transaction.
+    Transaction,
+}
+
+/// Something that a [`Turnstile`] does in its own time.
+pub type Turn<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Stands between the vault and its database. The product has none: it is for simulations, which decide in
+/// what order work is done, which of it fails, and where the process dies.
+pub trait Turnstile: Send + Sync {
+    /// Waits until the work may be done, or has it fail undone.
+    fn enter(&self, work: Work) -> Turn<'_, Box<dyn Passage>>;
+}
+
+/// Work that is being done. Dropped where it failed, or where a transaction was not committed.
+pub trait Passage: Send {
+    /// The work is done: waits until its doer may know that, or has him believe that it failed.
+    fn leave(self: Box<Self>) -> Turn<'static, ()>;
+}
+
 /// The database.
 #[derive(Clone)]
-pub struct Db(Engine);
+pub struct Db {
+    engine: Engine,
+    turnstile: Option<Arc<dyn Turnstile>>,
+}
 
 #[derive(Clone)]
 enum Engine {
@@ -199,7 +231,7 @@ impl Db {
             .acquire_timeout(WAIT)
             .test_before_acquire(false)
             .connect_lazy_with(connect);
-        Ok(Self(Engine::Postgres(pool)))
+        Ok(Self { engine: Engine::Postgres(pool), turnstile: None })
     }
 
     async fn open_sqlite(url: &str) -> Result<Self, StoreError> {
@@ -222,7 +254,7 @@ impl Db {
             .max_connections(CONNECTIONS)
             .acquire_timeout(WAIT)
             .connect_lazy_with(connect.pragma("query_only", "on"));
-        let db = Self(Engine::Sqlite { writer, readers });
+        let db = Self { engine: Engine::Sqlite { writer, readers }, turnstile: None };
         db.check_sqlite_version().await?;
         Ok(db)
     }
@@ -234,20 +266,32 @@ impl Db {
         if parts.as_slice() < [3, 51, 3].as_slice() { Err(StoreError::OldSqlite(version)) } else { Ok(()) }
     }
 
+    /// The same database, entered through a turnstile.
+    pub fn through(self, turnstile: Arc<dyn Turnstile>) -> Self {
+        Self { turnstile: Some(turnstile), ..self }
+    }
+
+    async fn enter(&self, work: Work) -> Result<Option<Box<dyn Passage>>, StoreError> {
+        match &self.turnstile {
+            None => Ok(None),
+            Some(turnstile) => turnstile.enter(work).await.map(Some),
+        }
+    }
+
     /// Whether this is SQLite.
     pub fn is_sqlite(&self) -> bool {
-        matches!(self.0, Engine::Sqlite { .. })
+        matches!(self.engine, Engine::Sqlite { .. })
     }
 
     pub(super) fn writer_sqlite(&self) -> Option<&SqlitePool> {
-        match &self.0 {
+        match &self.engine {
             Engine::Sqlite { writer, .. } => Some(writer),
             Engine::Postgres(_) => None,
         }
     }
 
     pub(super) fn postgres(&self) -> Option<&PgPool> {
-        match &self.0 {
+        match &self.engine {
             Engine::Sqlite { .. } => None,
             Engine::Postgres(pool) => Some(pool),
         }
@@ -255,52 +299,70 @@ impl Db {
 
     /// Reads at most one row.
     pub async fn find(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<Option<Row>, StoreError> {
-        Ok(match &self.0 {
+        let passage = self.enter(Work::Read).await?;
+        let row = match &self.engine {
             Engine::Sqlite { readers, .. } => {
                 bound!(sql, args).fetch_optional(readers).await?.map(Row::Sqlite)
             }
             Engine::Postgres(pool) => bound!(sql, args).fetch_optional(pool).await?.map(Row::Postgres),
-        })
+        };
+        leave(passage).await?;
+        Ok(row)
     }
 
     /// Reads all rows; the statement bounds them.
     pub async fn list(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<Vec<Row>, StoreError> {
-        Ok(match &self.0 {
+        let passage = self.enter(Work::Read).await?;
+        let rows = match &self.engine {
             Engine::Sqlite { readers, .. } => {
                 bound!(sql, args).fetch_all(readers).await?.into_iter().map(Row::Sqlite).collect()
             }
             Engine::Postgres(pool) => {
                 bound!(sql, args).fetch_all(pool).await?.into_iter().map(Row::Postgres).collect()
             }
-        })
+        };
+        leave(passage).await?;
+        Ok(rows)
     }
 
     /// Runs one writing statement, which is its own transaction, and tells how many rows it changed.
     pub async fn execute(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
-        Ok(match &self.0 {
+        let passage = self.enter(Work::Write).await?;
+        let changed = match &self.engine {
             Engine::Sqlite { writer, .. } => bound!(sql, args).execute(writer).await?.rows_affected(),
             Engine::Postgres(pool) => bound!(sql, args).execute(pool).await?.rows_affected(),
-        })
+        };
+        leave(passage).await?;
+        Ok(changed)
     }
 
     /// Begins a transaction that will write: `BEGIN IMMEDIATE` on SQLite; READ COMMITTED on PostgreSQL,
     /// where unique keys and compare-and-swap decide.
     pub async fn begin_write(&self) -> Result<Tx, StoreError> {
-        Ok(match &self.0 {
-            Engine::Sqlite { writer, .. } => Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Engine::Postgres(pool) => Tx::Postgres(pool.begin().await?),
-        })
+        let passage = self.enter(Work::Transaction).await?;
+        let begun = match &self.engine {
+            Engine::Sqlite { writer, .. } => Begun::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
+            Engine::Postgres(pool) => Begun::Postgres(pool.begin().await?),
+        };
+        Ok(Tx { begun, passage })
     }
 
     /// Ends every connection; what was committed is on disk.
     pub async fn close(&self) {
-        match &self.0 {
+        match &self.engine {
             Engine::Sqlite { writer, readers } => {
                 readers.close().await;
                 writer.close().await;
             }
             Engine::Postgres(pool) => pool.close().await,
         }
+    }
+}
+
+async fn leave(passage: Option<Box<dyn Passage>>) -> Result<(), StoreError> {
+    match passage {
+        None => Ok(()),
+        Some(passage) => passage.leave().await,
     }
 }
 
@@ -327,38 +389,41 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
 }
 
 /// A transaction that writes. Dropped without [`Tx::commit`], it is rolled back.
-pub enum Tx {
-    /// Of SQLite.
+pub struct Tx {
+    begun: Begun,
+    passage: Option<Box<dyn Passage>>,
+}
+
+enum Begun {
     Sqlite(Transaction<'static, Sqlite>),
-    /// Of PostgreSQL.
     Postgres(Transaction<'static, Postgres>),
 }
 
 impl Tx {
     /// Runs one writing statement and tells how many rows it changed.
     pub async fn execute(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
-        Ok(match self {
-            Self::Sqlite(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
-            Self::Postgres(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
+        Ok(match &mut self.begun {
+            Begun::Sqlite(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
+            Begun::Postgres(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
         })
     }
 
     /// Makes the changes durable. Where this fails, nobody can know whether they are.
     pub async fn commit(self) -> Result<(), StoreError> {
-        match self {
-            Self::Sqlite(tx) => tx.commit().await?,
-            Self::Postgres(tx) => tx.commit().await?,
+        match self.begun {
+            Begun::Sqlite(tx) => tx.commit().await?,
+            Begun::Postgres(tx) => tx.commit().await?,
         }
-        Ok(())
+        leave(self.passage).await
     }
 
     /// Takes the changes back.
     pub async fn rollback(self) -> Result<(), StoreError> {
-        match self {
-            Self::Sqlite(tx) => tx.rollback().await?,
-            Self::Postgres(tx) => tx.rollback().await?,
+        match self.begun {
+            Begun::Sqlite(tx) => tx.rollback().await?,
+            Begun::Postgres(tx) => tx.rollback().await?,
         }
-        Ok(())
+        leave(self.passage).await
     }
 }
 
