@@ -364,8 +364,9 @@ pub enum NextLook {
 }
 
 /// Applies a change to a payment that still has the status it was decided upon; `false` where it has
-/// another by now. What a change does not know stays; the sealed request goes at a final status. The
-/// caller writes the event of a new status in the same transaction.
+/// another by now. What a change does not know stays: so does the look that a cancel has asked for which was
+/// opened since the payment was read. The sealed request goes at a final status. The caller writes the event
+/// of a new status in the same transaction.
 pub async fn change_payment(
     tx: &mut Tx,
     account: &GatewayAccount,
@@ -378,7 +379,8 @@ pub async fn change_payment(
          outgoing = CASE WHEN $10 = 1 THEN NULL ELSE outgoing END, \
          decline = COALESCE($12, decline), token_card_id = COALESCE(token_card_id, $13), \
          auth_expires_at = COALESCE($14, auth_expires_at), auth_review = COALESCE($15, auth_review), \
-         next_look = CASE WHEN $16 = 1 THEN $17 ELSE next_look END, \
+         next_look = CASE WHEN $16 = 0 OR ($17 IS NULL AND $4 = 'AUTHORIZED' AND cancel_state = 'OPEN') \
+             THEN next_look ELSE $17 END, \
          looks = CASE WHEN $3 <> $4 THEN 0 ELSE looks END, \
          cancel_state = CASE WHEN $4 = 'CANCELLED' AND cancel_state IS NOT NULL THEN 'DONE' \
              WHEN $4 = 'FAILED' THEN NULL ELSE cancel_state END, \
