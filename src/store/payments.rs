@@ -350,6 +350,8 @@ pub struct Change<'a> {
     pub auth_review: Option<&'a str>,
     /// When the gateway is asked again.
     pub next_look: NextLook,
+    /// The attempt that must still have the right to send the payment, where the change is its alone.
+    pub attempt: Option<&'a str>,
     /// Now.
     pub now: Millis,
 }
@@ -385,7 +387,8 @@ pub async fn change_payment(
          cancel_state = CASE WHEN $4 = 'CANCELLED' AND cancel_state IS NOT NULL THEN 'DONE' \
              WHEN $4 = 'FAILED' THEN NULL ELSE cancel_state END, \
          version = version + 1, updated_at = $11 \
-         WHERE account = $1 AND payment_request_id = $2 AND status = $3";
+         WHERE account = $1 AND payment_request_id = $2 AND status = $3 \
+         AND ($18 IS NULL OR attempt = $18)";
     let (moves, look) = match change.next_look {
         NextLook::Keep => (0, None),
         NextLook::At(at) => (1, at.map(|at| at.0)),
@@ -408,6 +411,7 @@ pub async fn change_payment(
         Arg::TextOrNull(change.auth_review),
         Arg::Int(moves),
         Arg::IntOrNull(look),
+        Arg::TextOrNull(change.attempt),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }

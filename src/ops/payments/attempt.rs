@@ -6,7 +6,6 @@
 //! answer to the pay call, at the deadline, or with the process.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::base::secret::{SecretBuf, SecretText};
 use crate::gateway::antom::answer::{Expected, Reading, read_pay};
@@ -28,15 +27,14 @@ use super::prepare::{Attempt, unpack};
 /// What an attempt keeps between its sends.
 pub(super) struct Held {
     attempt: Attempt,
-    deadline: Instant,
     /// What is known and not recorded yet, because the database was away.
     finding: Option<Finding>,
 }
 
 impl Held {
     /// An attempt whose sender's time is over: it is sent once more, and not followed.
-    pub(super) fn over(attempt: Attempt, deadline: Instant) -> Self {
-        Self { attempt, deadline, finding: None }
+    pub(super) fn over(attempt: Attempt) -> Self {
+        Self { attempt, finding: None }
     }
 }
 
@@ -53,10 +51,9 @@ impl Vault {
     /// Sends a recorded payment for the first time and tells what is known then.
     pub(super) async fn send_first(self: &Arc<Self>, attempt: Box<Attempt>) -> Result<PaymentView, OpError> {
         let mut attempt = *attempt;
-        let deadline = self.clock.instant() + self.policy.attempt_deadline;
         let body = std::mem::replace(&mut attempt.body, SecretBuf::with_capacity(0));
-        let mut held = Held { attempt, deadline, finding: None };
-        let exchange = held.attempt.gateway.call(Call::Pay, body).await;
+        let mut held = Held { attempt, finding: None };
+        let exchange = self.send_in_time(&held.attempt, body).await;
         self.take_answer(&mut held, exchange);
         let recorded = self.record_finding(&mut held).await;
         // From here on the request may have arrived: no failure may say that nothing was sent, and none
@@ -66,6 +63,15 @@ impl Vault {
         }
         let row = recorded.map_err(not_recorded)?;
         self.view(&row).await.map_err(not_recorded)
+    }
+
+    /// Sends a payment, unless the database or this process have taken so long since it was asked for that
+    /// others look after it, and may have cancelled it.
+    pub(super) async fn send_in_time(&self, attempt: &Attempt, body: SecretBuf) -> Exchange {
+        if self.clock.instant() >= attempt.deadline {
+            return Exchange::NotSent("the time to send the payment was over");
+        }
+        attempt.gateway.call(Call::Pay, body).await
     }
 
     async fn row_of(&self, attempt: &Attempt) -> Result<PaymentRow, OpError> {
@@ -118,7 +124,7 @@ impl Vault {
         let row = self.row_of(&held.attempt).await?;
         let row = match &held.finding {
             None => row,
-            Some(Finding::NotSent) => self.fail_unsent(&row).await?,
+            Some(Finding::NotSent) => self.fail_unsent(&row, &held.attempt.name).await?,
             Some(Finding::Says(text, verdict, token)) => {
                 let scrubbed = self.scrub_card(&held.attempt, text).await?;
                 self.settle_scrubbed(&row, &scrubbed, *verdict, Source::Pay, token.as_ref()).await?
@@ -157,8 +163,9 @@ impl Vault {
         unpack(&bytes)
     }
 
-    /// A payment of which provably nothing was sent has failed, once that is durable.
-    async fn fail_unsent(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {
+    /// A payment of which provably nothing was sent has failed, once that is durable. Where another has taken
+    /// the payment over meanwhile, and so may have sent it, it is his.
+    async fn fail_unsent(&self, row: &PaymentRow, attempt: &str) -> Result<PaymentRow, OpError> {
         let change = Change {
             from: Status::Unknown,
             to: Status::Failed,
@@ -172,6 +179,7 @@ impl Vault {
             auth_expires_at: None,
             auth_review: None,
             next_look: NextLook::At(None),
+            attempt: Some(attempt),
             now: self.next_moment(row),
         };
         self.change(row, &change, None).await?;
@@ -190,7 +198,7 @@ impl Vault {
         let pauses = self.policy.inquiry_pauses.clone();
         let last = pauses.last().copied().unwrap_or(std::time::Duration::from_secs(5));
         for pause in pauses.into_iter().chain(std::iter::repeat(last)) {
-            let left = held.deadline.saturating_duration_since(self.clock.instant());
+            let left = held.attempt.deadline.saturating_duration_since(self.clock.instant());
             if left.is_zero() {
                 held.attempt.sensitive = None;
                 // An answer that is known outlasts the attempt: only the database is waited for.
@@ -227,7 +235,7 @@ impl Vault {
         if row.status != Status::Unknown {
             return Ok(true);
         }
-        if verdict == Some(Verdict::NotExist) && self.clock.instant() < held.deadline {
+        if verdict == Some(Verdict::NotExist) && self.clock.instant() < held.attempt.deadline {
             return self.send_again(&row, held).await;
         }
         Ok(false)
@@ -239,7 +247,7 @@ impl Vault {
         row: &PaymentRow,
         held: &mut Held,
     ) -> Result<(PaymentRow, Option<Verdict>), OpError> {
-        let left = held.deadline.saturating_duration_since(self.clock.instant());
+        let left = held.attempt.deadline.saturating_duration_since(self.clock.instant());
         let mut inquiry = std::pin::pin!(self.inquire(row));
         tokio::select! {
             told = &mut inquiry => return told,
@@ -257,7 +265,7 @@ impl Vault {
         }
         held.attempt.sends += 1;
         tracing::info!(payment = %row.payment_request_id, "repeating a payment that the gateway does not know");
-        let exchange = held.attempt.gateway.call(Call::Pay, body).await;
+        let exchange = self.send_in_time(&held.attempt, body).await;
         self.take_answer(held, exchange);
         Ok(self.record_finding(held).await?.status != Status::Unknown)
     }

@@ -161,6 +161,7 @@ impl Vault {
                 auth_expires_at: None,
                 auth_review: None,
                 next_look: NextLook::At(None),
+                attempt: None,
                 now: self.next_moment(&now),
             };
             if self.change(&now, &change, None).await? {

@@ -1,7 +1,7 @@
 //! Before the first byte: resolve the card, apply the rules, build the request, record the intent.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::base::card::Pan;
 use crate::base::clock::Millis;
@@ -54,6 +54,8 @@ pub(super) struct Attempt {
     pub body: SecretBuf,
     /// This attempt's own name, by which its row is known to be its own.
     pub name: String,
+    /// Until when it may be sent: its row tells others that it is theirs to look after then.
+    pub deadline: Instant,
     /// How often it was sent again.
     pub sends: u32,
 }
@@ -454,6 +456,7 @@ impl Vault {
             gateway: self.gateway(allowed.account())?,
             body: body.map_err(|error| OpError::Internal(error.into()))?,
             name,
+            deadline: self.clock.instant() + self.policy.attempt_deadline,
             sends: 0,
         })
     }

@@ -15,7 +15,7 @@ use crate::base::money::Amount;
 use crate::base::secret::SecretBuf;
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::envelope;
-use crate::gateway::Call;
+use crate::gateway::Exchange;
 use crate::gateway::antom::answer::CancelReading;
 use crate::gateway::antom::body::{Instrument, Template};
 use crate::model::look::{Waits, pause};
@@ -198,6 +198,7 @@ impl Vault {
         };
         let Some(body) = body else { return Ok(None) };
         let name = format!("{}/{}", self.instance, InstanceId::make()?);
+        let deadline = self.clock.instant() + self.policy.attempt_deadline;
         let (account, id) = (&row.account, &row.payment_request_id);
         if !rows::take_over(&self.db, account, id, &row.attempt, &name).await?
             || !rows::note_resend(&self.db, account, id, &name, self.now()).await?
@@ -205,7 +206,6 @@ impl Vault {
             return Ok(None);
         }
         tracing::info!(payment = %id, "repeating a payment that the gateway does not know");
-        let gateway = self.gateway(account)?;
         let attempt = Attempt {
             account: account.clone(),
             id: id.clone(),
@@ -214,13 +214,18 @@ impl Vault {
             card: row.card_id.clone(),
             template,
             sensitive: None,
-            gateway: gateway.clone(),
+            gateway: self.gateway(account)?,
             body: SecretBuf::with_capacity(0),
             name,
+            deadline,
             sends: 1,
         };
-        let mut held = Held::over(attempt, self.clock.instant());
-        let exchange = gateway.call(Call::Pay, body).await;
+        let exchange = if self.may_repeat(row) {
+            self.send_in_time(&attempt, body).await
+        } else {
+            Exchange::NotSent("the time to send the payment again was over")
+        };
+        let mut held = Held::over(attempt);
         self.take_answer(&mut held, exchange);
         self.record_finding(&mut held).await.map(Some)
     }
@@ -240,6 +245,7 @@ impl Vault {
             auth_expires_at: None,
             auth_review: None,
             next_look: NextLook::At(None),
+            attempt: None,
             now: self.next_moment(row),
         };
         if self.change(row, &change, None).await? {

@@ -98,6 +98,7 @@ impl Vault {
                 auth_expires_at: facts.auth_expires_at,
                 auth_review: facts.auth_review.as_deref(),
                 next_look: self.look_after_change(&now, to, &facts, &scrubbed, token_card.is_some()),
+                attempt: None,
                 now: self.next_moment(&now),
             };
             if self.change(&now, &change, Some((&answer, source))).await? {
