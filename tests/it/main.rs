@@ -21,5 +21,6 @@ mod outage;
 mod payments;
 mod scrubbing;
 mod sealing;
+mod simulation;
 mod support_self_test;
 mod sweeps;

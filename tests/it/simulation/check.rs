@@ -1,0 +1,197 @@
+//! What must be true when the storm is over.
+
+use cardvault::base::ids::Merchant;
+use cardvault::model::event::Cursor;
+use cardvault::store::backend::Arg;
+use cardvault::store::events::list_events;
+
+use super::gateway::{Charge, OperationState, State};
+use super::schedule::Simulation;
+
+struct Row {
+    id: String,
+    status: String,
+    sent_copy: bool,
+    open: i64,
+    captured: i64,
+    capture_reserved: i64,
+    refund_reserved: i64,
+    cancel: Option<String>,
+    manual: bool,
+    created: i64,
+}
+
+/// Everything that is wrong.
+pub fn check(simulation: &mut Simulation<'_>) -> Vec<String> {
+    let mut wrong = std::mem::take(&mut simulation.wrong);
+    wrong.append(&mut simulation.model.ledger().wrong);
+    for slot in simulation.slots.iter().flatten() {
+        slot.vault.slots.sweep();
+        if !slot.vault.slots.is_empty() {
+            wrong.push("a CVV is held".to_owned());
+        }
+    }
+    if !simulation.waiting().is_empty() {
+        wrong.push(format!("something still waits: {:?}", simulation.waiting()));
+    }
+    let rows = payments(simulation);
+    for id in simulation.model.ledger().charges.keys() {
+        if !rows.iter().any(|row| row.id == *id) {
+            wrong.push(format!("{id}: charged and not known"));
+        }
+    }
+    for row in &rows {
+        let charge = simulation.model.ledger().charges.get(&row.id).cloned();
+        check_payment(row, charge.as_ref(), &mut wrong);
+        simulation.model.check_times(&row.id, row.created + 1_500, &mut wrong);
+        if let Some(asked) = simulation.asked.get(&row.id) {
+            for told in &asked.told {
+                let fits = match told.as_str() {
+                    "UNKNOWN" | "PROCESSING" => true,
+                    "AUTHORIZED" => matches!(row.status.as_str(), "AUTHORIZED" | "CANCELLED"),
+                    other => other == row.status,
+                };
+                if !fits {
+                    wrong.push(format!("{}: told {told}, and is {}", row.id, row.status));
+                }
+            }
+        }
+    }
+    check_operations(simulation, &mut wrong);
+    check_events(simulation, &rows, &mut wrong);
+    wrong.iter().map(|line| line.replace(&simulation.prefix, "")).collect()
+}
+
+fn payments(simulation: &Simulation<'_>) -> Vec<Row> {
+    const SQL: &str = "SELECT payment_request_id, status, CAST(CASE WHEN outgoing IS NULL THEN 0 ELSE 1 END AS BIGINT) AS copy, \
+         CAST(open_operations AS BIGINT) AS open, CAST(captured AS BIGINT) AS captured, \
+         CAST(capture_reserved AS BIGINT) AS capture_reserved, \
+         CAST(refund_reserved AS BIGINT) AS refund_reserved, cancel_state, \
+         CAST(manual_capture AS BIGINT) AS manual, created_at \
+         FROM payments WHERE merchant = $1 ORDER BY payment_request_id";
+    let merchant = simulation.merchant.as_str().to_owned();
+    simulation.ground.look(async |db| {
+        let rows = db.list(SQL, &[Arg::Text(&merchant)]).await.expect("payments");
+        rows.iter()
+            .map(|row| {
+                let int = |name: &str| row.int(name).expect("a number");
+                Row {
+                    id: row.text("payment_request_id").expect("an id"),
+                    status: row.text("status").expect("a status"),
+                    sent_copy: row.int("copy").expect("a flag") == 1,
+                    open: int("open"),
+                    captured: int("captured"),
+                    capture_reserved: int("capture_reserved"),
+                    refund_reserved: int("refund_reserved"),
+                    cancel: row.text_or_null("cancel_state").expect("a state"),
+                    manual: int("manual") == 1,
+                    created: int("created_at"),
+                }
+            })
+            .collect()
+    })
+}
+
+fn check_payment(row: &Row, charge: Option<&Charge>, wrong: &mut Vec<String>) {
+    let expected = match charge.map(|charge| charge.state) {
+        None | Some(State::Declined) => "FAILED",
+        Some(State::Paid) => "AUTHORIZED",
+        Some(State::Cancelled) => "CANCELLED",
+        Some(State::Open(_)) => "settled",
+    };
+    let mut is = |good: bool, what: &str| {
+        if !good {
+            wrong.push(format!("{}: {what}", row.id));
+        }
+    };
+    is(row.status == expected, &format!("is {}, and at the gateway {expected}", row.status));
+    is(charge.is_none_or(|charge| charge.charges <= 1), "charged more than once");
+    is(!row.sent_copy, "its request is still kept");
+    is(row.open == 0, "has open operations");
+    is(row.cancel.as_deref() != Some("OPEN"), &format!("its cancel is open; it is {}", row.status));
+    if let Some(charge) = charge.filter(|_| row.manual) {
+        let done = Charge::sum(&charge.captures, OperationState::Done);
+        is(row.captured == done, &format!("captured {}, and at the gateway {done}", row.captured));
+        is(row.capture_reserved == done, "reserves more than is captured");
+        is(done <= charge.amount, "captured more than there is");
+    }
+    if let Some(charge) = charge {
+        let done = Charge::sum(&charge.refunds, OperationState::Done);
+        let ceiling = if row.manual { row.captured } else { charge.amount };
+        is(
+            row.refund_reserved == done,
+            &format!("refunded {}, and at the gateway {done}", row.refund_reserved),
+        );
+        is(done <= ceiling, "gives back more than was taken");
+    }
+}
+
+fn check_operations(simulation: &Simulation<'_>, wrong: &mut Vec<String>) {
+    const SQL: &str = "SELECT request_id, kind, status, payment_request_id, \
+         CAST(CASE WHEN meaning IS NULL THEN 0 ELSE 1 END AS BIGINT) AS asked, \
+         CAST(CASE WHEN outgoing IS NULL THEN 0 ELSE 1 END AS BIGINT) AS copy FROM operations WHERE merchant = $1";
+    let merchant = simulation.merchant.as_str().to_owned();
+    let rows =
+        simulation.ground.look(async |db| db.list(SQL, &[Arg::Text(&merchant)]).await.expect("operations"));
+    for row in &rows {
+        let text = |name: &str| row.text(name).expect("a text");
+        let (name, payment) = (text("request_id"), text("payment_request_id"));
+        if row.int("asked").expect("a flag") == 0 {
+            continue;
+        }
+        let ledger = simulation.model.ledger();
+        let charge = ledger.charges.get(&payment);
+        let list =
+            charge.map(|charge| if text("kind") == "capture" { &charge.captures } else { &charge.refunds });
+        let state = list.and_then(|list| list.get(&name)).map(|one| one.state);
+        let expected = match state {
+            Some(OperationState::Done) => "SUCCEEDED",
+            Some(OperationState::Failed) => "FAILED",
+            _ => "at the gateway",
+        };
+        if text("status") != expected {
+            wrong.push(format!("{name}: is {}, and should be {expected}", text("status")));
+        }
+        if row.int("copy").expect("a flag") == 1 {
+            wrong.push(format!("{name}: its request is still kept"));
+        }
+    }
+}
+
+/// Each payment's events rise, and the last one is its state.
+fn check_events(simulation: &mut Simulation<'_>, rows: &[Row], wrong: &mut Vec<String>) {
+    simulation.sequence();
+    let merchant: Merchant = simulation.merchant.clone();
+    let events = simulation.ground.look(async |db| {
+        let (mut all, mut after) = (Vec::new(), Cursor::default());
+        loop {
+            let page = list_events(db, &merchant, after, 100).await.expect("events");
+            let Some(last) = page.last() else { return all };
+            after = last.cursor;
+            all.extend(page);
+        }
+    });
+    for row in rows {
+        let kinds: Vec<&str> = events
+            .iter()
+            .filter(|event| event.object_type == "payment" && event.object_id == row.id)
+            .map(|event| event.kind.as_str())
+            .collect();
+        let last = format!("payment.{}", row.status.to_lowercase());
+        let fits = match kinds.as_slice() {
+            [rest @ .., end] => {
+                *end == last
+                    && rest.iter().all(|kind| match *kind {
+                        "payment.processing" => true,
+                        "payment.authorized" => last == "payment.cancelled",
+                        _ => false,
+                    })
+                    && (1..kinds.len()).all(|at| !kinds[at..].contains(&kinds[at - 1]))
+            }
+            [] => false,
+        };
+        if !fits {
+            wrong.push(format!("{}: its events are {kinds:?}, and it is {}", row.id, row.status));
+        }
+    }
+}
