@@ -85,6 +85,9 @@ impl Vault {
                     return self.find_again(row).await;
                 }
             };
+            // A look that is due may have been asked for by another notification, for what this one does not
+            // tell: the gateway's own capture, say, which came first.
+            let asked = source == Source::Notification && now.next_look.is_some_and(|at| at <= self.now());
             let change = Change {
                 from: now.status,
                 to,
@@ -97,7 +100,10 @@ impl Vault {
                 token_card_id: token_card.as_ref(),
                 auth_expires_at: facts.auth_expires_at,
                 auth_review: facts.auth_review.as_deref(),
-                next_look: self.look_after_change(&now, to, &facts, &scrubbed, token_card.is_some()),
+                next_look: match asked {
+                    true => NextLook::Keep,
+                    false => self.look_after_change(&now, to, &facts, &scrubbed, token_card.is_some()),
+                },
                 attempt: None,
                 now: self.next_moment(&now),
             };

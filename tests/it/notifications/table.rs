@@ -648,6 +648,12 @@ fn captures() -> Vec<Row> {
             asks,
         ),
         row("the gateway's own capture, a day old", Authorized, captured_alone().off(-24 * 60), asks),
+        row(
+            "the gateway's own capture, then paid",
+            Processing,
+            captured_alone().then(paid()),
+            Does::MovesAndAsks("AUTHORIZED", &["payment.authorized"]),
+        ),
         row("the gateway's own capture, in process", Processing, captured_alone(), asks),
     ]
 }
