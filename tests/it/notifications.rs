@@ -345,7 +345,10 @@ both_engines! {
     /// A notification that cannot be trusted, while the payment is being made: the gateway is asked, and
     /// what it does not know yet is neither repeated nor cancelled beside its sender.
     async fn a_sender_is_not_disturbed(db: Database) {
-        let (vault, gateway) = start_scripted(&db).await;
+        let (mut vault, gateway) = start_scripted(&db).await;
+        // The sender waits for as long as the story takes.
+        vault.config.gateway[0].timeout_ms = 50_000;
+        vault.restart().await;
         gateway.on(|call| match call.path.as_str() {
             PAY => Reply::Held(Box::new(Reply::Signed(paid_json(call).to_string()))),
             _ => not_exist(),
@@ -363,8 +366,8 @@ both_engines! {
         notice["paymentAmount"]["value"] = json!("1");
         Posted::new(notice.to_string()).send(&vault).await.expect(200);
         let asked = || gateway.calls().iter().filter(|call| call.path == INQUIRY).count();
-        eventually("the gateway to be asked", || async { (asked() > 0).then_some(()) }).await;
-        // What follows the inquiry would have followed by the time of the answer.
+        eventually("the gateway to be asked", || async { (asked() > 1).then_some(()) }).await;
+        // What would follow the first inquiry comes before the second.
         gateway.release();
         let paid = paying.await.expect("an answer");
         assert_eq!((paid.text_at("/status"), paid.text_at("/settledBy")), ("AUTHORIZED".into(), "pay".into()));
