@@ -490,6 +490,54 @@ both_engines! {
         vault.finish(&[&token]).await;
     }
 
+    /// What was kept aside goes after 30 days and not before. A dispute that was told is remembered: sent
+    /// again after that time it is no news.
+    async fn what_is_kept_aside_goes_in_its_time(db: Database) {
+        let mut vault = TestVault::start_notified(&db, &[]).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        checkout.post("/v1/payments", &by_reference("NT_1", "30000", &card)).await.expect(200);
+        let notice = |kind: &str, id: &str| {
+            let result = json!({ "resultCode": "SUCCESS", "resultStatus": "S", "resultMessage": "" });
+            Posted::new(
+                json!({ "notifyType": kind, "paymentRequestId": id, "disputeId": "D_1", "result": result }).to_string(),
+            )
+        };
+        let disputed = notice("DISPUTE_CREATED", "NT_1");
+        // Of something unknown, of an unknown kind, and a dispute; and one that is older than all.
+        for posted in [notice("PAYMENT_RESULT", "NT_UNKNOWN"), notice("NEW", "NT_1"), disputed.clone()] {
+            posted.send(&vault).await.expect(200);
+        }
+        let age = |days: i64, condition: &'static str| {
+            let db = &db;
+            async move {
+                let back = days * 24 * 3_600_000 + 60_000;
+                let statement = format!("UPDATE notices SET received_at = received_at - {back} WHERE {condition}");
+                sql::execute(db, &statement).await
+            }
+        };
+        let kept = || async {
+            let rows = sql::rows(&db, "SELECT kind FROM notices ORDER BY kind").await;
+            rows.into_iter().flatten().flatten().collect::<Vec<String>>()
+        };
+        assert_eq!(age(29, "1 = 1").await, 3);
+        notice("OLDEST", "NT_UNKNOWN").send(&vault).await.expect(200);
+        assert_eq!(age(30, "kind = 'other' AND payment_request_id IS NULL").await, 1);
+        assert_eq!(kept().await, ["dispute.created", "other", "other", "payment"]);
+        // Each start sweeps.
+        vault.restart().await;
+        eventually("the oldest to go", || async { (kept().await.len() == 3).then_some(()) }).await;
+        assert_eq!(kept().await, ["dispute.created", "other", "payment"]);
+        age(1, "1 = 1").await;
+        vault.restart().await;
+        eventually("the others to go", || async { (kept().await == ["dispute.created"]).then_some(()) }).await;
+        disputed.send(&vault).await.expect(200);
+        let events = events(&db, "NT_1").await;
+        assert_eq!(events.iter().filter(|kind| *kind == "dispute.created").count(), 1, "{events:?}");
+        vault.finish(&[&pan]).await;
+    }
+
     /// A number in a notification of something unknown is not kept.
     async fn what_is_kept_aside_is_cleaned(db: Database) {
         let vault = TestVault::start_notified(&db, &[]).await;
