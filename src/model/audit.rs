@@ -277,7 +277,11 @@ mod tests {
         let shown: serde_json::Value = serde_json::from_str(&row().json("00")).expect("JSON");
         assert_eq!((&shown["action"], &shown["detail"]), (&"card.store".into(), &serde_json::Value::Null));
         let head = Head { chain: "c".into(), seq: 3, mac: vec![1, 2] };
-        let text = checkpoint_text(Millis(0), std::slice::from_ref(&head), &Rest { chains: 2, rows: 9, mac: vec![3] });
+        let text = checkpoint_text(
+            Millis(0),
+            std::slice::from_ref(&head),
+            &Rest { chains: 2, rows: 9, mac: vec![3] },
+        );
         let shown: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!((&shown["heads"][0]["mac"], &shown["rest"]["rows"]), (&"0102".into(), &9.into()));
         let other = Head { seq: 4, ..head.clone() };

@@ -52,6 +52,11 @@ fn id(status: &Value, purpose: &str, state: &str) -> String {
     all[0].clone()
 }
 
+/// How many data keys a vault has of which none was rotated.
+fn data_keys() -> u64 {
+    u64::try_from(cardvault::crypto::keyring::Purpose::ALL.len()).expect("a few")
+}
+
 /// How many rows need a key.
 fn rows(status: &Value, id: &str) -> u64 {
     let all = status["keys"].as_array().expect("keys");

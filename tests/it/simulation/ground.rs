@@ -103,7 +103,10 @@ impl Ground {
         let policy =
             Policy { notify_url: Some(format!("https://vault.example{NOTIFY_PATH}")), ..Policy::default() };
         let vault = warm.runtime.block_on(async {
-            let keys = DataKeys::start(warm.db.clone(), kek, &clock).await.expect("data keys");
+            let keys =
+                DataKeys::start(warm.db.clone(), kek, &clock, cardvault::ops::keys::KeyPolicy::default())
+                    .await
+                    .expect("data keys");
             let db = warm.db.clone().through(Arc::new(Gate { world: world.clone(), process: id }));
             let accounts = HashMap::from([(account.clone(), wire)]);
             Arc::new(Vault::new(db, keys, accounts, clock, policy).expect("a vault"))
