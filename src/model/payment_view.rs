@@ -45,7 +45,7 @@ pub struct CancelView {
     pub by_caller: bool,
     /// The gateway's code, where it refused.
     pub code: Option<String>,
-    /// Since when.
+    /// When it was opened, or last sent since.
     pub at: Millis,
 }
 

@@ -135,7 +135,7 @@ pub struct CancelRow {
     pub by_caller: bool,
     /// The gateway's code, where it refused.
     pub code: Option<String>,
-    /// Since when.
+    /// When it was opened, or last sent since.
     pub at: Millis,
 }
 
@@ -564,6 +564,21 @@ pub async fn open_cancel(
         Arg::Int(next_look.0),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
+}
+
+/// Notes that an open cancel is about to be sent; `false` where it must not: it is over, or the vault's own
+/// and its payment is paid, of which the caller may know.
+pub async fn note_cancel_sent(
+    db: &Db,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    now: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET cancel_at = $3 \
+         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN' \
+         AND (status IN ('UNKNOWN', 'PROCESSING') OR (status = 'AUTHORIZED' AND cancel_by = 'caller'))";
+    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
+    Ok(db.execute(SQL, &args).await? == 1)
 }
 
 /// Ends an open cancel that the gateway refused, with its code; or, with none, one of the vault's own that

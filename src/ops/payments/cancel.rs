@@ -119,10 +119,16 @@ impl Vault {
         }))
     }
 
-    /// Sends an open cancel, once, and records what came of it.
+    /// Sends an open cancel, once, and records what came of it. One of the vault's own is not sent any more
+    /// where the payment was found paid meanwhile, nor one at a time that is not the one on record.
     pub(super) async fn send_cancel(&self, row: &PaymentRow) -> Result<(PaymentRow, CancelReading), OpError> {
         let gateway = self.gateway(&row.account)?;
-        let id = &row.payment_request_id;
+        let (id, begun) = (&row.payment_request_id, self.clock.instant());
+        if !rows::note_cancel_sent(&self.db, &row.account, id, self.now()).await?
+            || self.clock.instant().saturating_duration_since(begun) >= self.policy.attempt_deadline
+        {
+            return Ok((self.find_again(row).await?, CancelReading::Unclear));
+        }
         let body = json::ObjectWriter::default().string("paymentRequestId", id.as_str()).finish();
         let answer = match gateway.call(Call::Cancel, SecretBuf::from_vec(body.into_bytes())).await {
             Exchange::Answered(answer) => answer,

@@ -154,7 +154,10 @@ impl Vault {
             let by_look = now.plus(self.policy.look_lease);
             // The look's own time stays: releasing it sets the next one.
             let next_look = row.next_look.unwrap_or(by_look);
-            self.open_cancel(&row.account, id, false, next_look).await?;
+            if !self.open_cancel(&row.account, id, false, next_look).await? {
+                // It was settled since it was read, or somebody else cancels it.
+                return Ok(Some(Waits::Outcome));
+            }
         }
         let (row, reading) = self.send_cancel(&row).await?;
         if row.status != Status::Unknown {

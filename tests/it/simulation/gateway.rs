@@ -512,7 +512,7 @@ impl Model {
                 due.map(|place| ledger.late.remove(place))
             };
             let Some(late) = landed else { return };
-            self.world.note(format!("gateway: a late {:?} lands", late.call));
+            self.world.note(format!("gateway: a late {:?} {} lands", late.call, named(&late.body)));
             self.act(late.call, &late.body);
         }
     }

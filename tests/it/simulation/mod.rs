@@ -14,6 +14,9 @@ mod schedule;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 
 use ground::Ground;
 use random::Random;
@@ -23,6 +26,9 @@ use super::support::{left_out, postgres, say};
 
 /// How many seeds the tests run; `CARDVAULT_SIM_SEEDS` says otherwise.
 const SEEDS: u64 = 2_000;
+
+/// How many run at once, each on a database of its own: much of their time is waiting.
+const THREADS: usize = 2;
 
 /// What a seed came to.
 struct Outcome {
@@ -63,9 +69,10 @@ fn run(ground: &mut Ground, seed: u64, spoil: impl FnOnce(&mut Simulation<'_>)) 
     Outcome { wrong, log }
 }
 
-fn run_seeds(ground: &mut Ground, engine: &str) {
+fn run_seeds(engine: &str, ground: impl Fn() -> Option<Ground> + Sync) {
     if let Some(seed) = number("CARDVAULT_SIM_SEED") {
-        let outcome = run(ground, seed, |_| {});
+        let Some(mut ground) = ground() else { return };
+        let outcome = run(&mut ground, seed, |_| {});
         outcome.log.iter().for_each(|line| say(line));
         assert!(outcome.wrong.is_empty(), "{engine}, seed {seed}: {:#?}", outcome.wrong);
         return;
@@ -74,24 +81,30 @@ fn run_seeds(ground: &mut Ground, engine: &str) {
     let seeds = number("CARDVAULT_SIM_SEEDS").unwrap_or(SEEDS);
     let going_on = number("CARDVAULT_SIM_ALL").is_some();
     let started = std::time::Instant::now();
-    let mut failed = Vec::new();
-    for seed in first..first + seeds {
-        let ended = catch_unwind(AssertUnwindSafe(|| run(ground, seed, |_| {})));
-        let wrong = match ended {
-            Ok(outcome) => outcome.wrong,
-            Err(_) => vec!["panicked".to_owned()],
-        };
-        if wrong.is_empty() {
-            continue;
+    let (next, failed) = (AtomicU64::new(first), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let Some(mut ground) = ground() else { return };
+                loop {
+                    let seed = next.fetch_add(1, SeqCst);
+                    let over = !going_on && !failed.lock().expect("a list").is_empty();
+                    if seed >= first + seeds || over {
+                        return;
+                    }
+                    let ended = catch_unwind(AssertUnwindSafe(|| run(&mut ground, seed, |_| {})));
+                    let wrong = ended.map_or_else(|_| vec!["panicked".to_owned()], |outcome| outcome.wrong);
+                    if !wrong.is_empty() {
+                        say(&format!("{engine}, seed {seed}: {wrong:?}"));
+                        failed.lock().expect("a list").push(seed);
+                    }
+                }
+            });
         }
-        failed.push((seed, wrong));
-        if !going_on {
-            break;
-        }
-        say(&format!("{engine}, {:?}", failed.last()));
-    }
+    });
     say(&format!("{engine}: seeds {first} to {} took {:?}", first + seeds - 1, started.elapsed()));
-    assert!(failed.is_empty(), "{engine}: CARDVAULT_SIM_SEED runs one of these again: {failed:#?}");
+    let failed = failed.into_inner().expect("a list");
+    assert!(failed.is_empty(), "{engine}: CARDVAULT_SIM_SEED=n runs one of these again: {failed:?}");
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -100,16 +113,17 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn every_seed_ends_well_on_sqlite() {
-    run_seeds(&mut Ground::sqlite(), "SQLite");
+    run_seeds("SQLite", || Some(Ground::sqlite()));
 }
 
 #[test]
 fn every_seed_ends_well_on_postgres() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    match runtime.block_on(postgres::fresh_database()) {
-        Some(url) => run_seeds(&mut Ground::postgres(url), "PostgreSQL"),
-        None => left_out("simulation"),
+    let fresh = || runtime.block_on(postgres::fresh_database()).map(Ground::postgres);
+    if fresh().is_none() {
+        return left_out("simulation");
     }
+    run_seeds("PostgreSQL", fresh);
 }
 
 /// One seed is one schedule, however often it runs.

@@ -68,6 +68,61 @@ fn a_cancel_that_opens_while_its_payment_settles_is_sent() {
     });
 }
 
+/// A look finds a payment unclear, and a notification tells that it is paid before the look's cancel is
+/// opened: the cancel was sent all the same, with nothing on record that could learn of its effect.
+#[test]
+fn a_payment_that_was_paid_meanwhile_is_not_cancelled() {
+    on_both("a_payment_that_was_paid_meanwhile_is_not_cancelled", |simulation| {
+        next_is(simulation, State::Paid);
+        simulation.storm(1000, 0);
+        let id = simulation.pay(0, Kind::Reference, 500, false);
+        assert!(simulation.go_on(0, |what| matches!(what, What::Answer(_))));
+        simulation.crash(0);
+        simulation.start(0);
+        simulation.pass(70_000, false);
+        simulation.reconcile(1);
+        assert!(simulation.go_on(1, |what| matches!(what, What::Answer(_))));
+        assert!(simulation.release_first(Go::Lost, |what| matches!(what, What::Answer(_))));
+        assert!(simulation.go_on(1, |what| *what == What::Before(Work::Write)), "a cancel is to be opened");
+        simulation.deliver(0, 0, false, false);
+        simulation.go_on(0, |_| false);
+        assert!(!simulation.go_on(1, is_call), "a cancel is sent");
+        assert_eq!(simulation.model.ledger().charges[&id].state, State::Paid);
+    });
+}
+
+/// A cancel that is sent again arrives late, when its payment has been found paid: for how long its effect is
+/// waited for was counted from the first time.
+#[test]
+fn a_cancel_that_is_sent_again_may_arrive_late() {
+    on_both("a_cancel_that_is_sent_again_may_arrive_late", |simulation| {
+        next_is(simulation, State::Paid);
+        simulation.storm(1000, 0);
+        let id = simulation.pay(0, Kind::Reference, 500, false);
+        assert!(simulation.go_on(0, |what| matches!(what, What::Answer(_))));
+        simulation.crash(0);
+        simulation.start(0);
+        for (after, arrives) in [(70_000, Go::Lost), (12 * 60_000, Go::Late(13 * 60_000))] {
+            simulation.pass(after, false);
+            simulation.reconcile(1);
+            assert!(simulation.go_on(1, is_call));
+            assert!(simulation.release_first(Go::Lost, is_call), "an inquiry");
+            assert!(
+                simulation.go_on(1, |what| matches!(what, What::Call(name) if name.starts_with("Cancel")))
+            );
+            assert!(simulation.release_first(arrives, is_call));
+            simulation.go_on(1, |_| false);
+        }
+        simulation.deliver(0, 0, false, false);
+        simulation.go_on(0, |_| false);
+        simulation.pass(4 * 60_000, false);
+        simulation.reconcile(1);
+        assert!(simulation.go_on(1, is_call));
+        simulation.go_on(1, |_| false);
+        assert_eq!(simulation.model.ledger().charges[&id].state, State::Paid);
+    });
+}
+
 /// A process stands still between the commit of a payment and its first byte, until others have given it up:
 /// it sent the payment, with its CVV, after their cancel.
 #[test]

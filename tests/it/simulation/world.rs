@@ -108,6 +108,8 @@ pub struct Inner {
     in_transaction: HashSet<(ProcessId, Task)>,
     /// When each task was last let into the database.
     entered: BTreeMap<(ProcessId, String), u64>,
+    /// Whether a connection may be on its way back.
+    used: bool,
     pub log: Vec<String>,
 }
 
@@ -133,6 +135,7 @@ impl World {
             busy: BTreeMap::new(),
             in_transaction: HashSet::new(),
             entered: BTreeMap::new(),
+            used: false,
             log: Vec::new(),
         };
         Arc::new(Self { inner: Mutex::new(inner), idle: Notify::new(), origin: Instant::now() })
@@ -228,8 +231,16 @@ impl World {
             for _ in 0..3 {
                 tokio::task::yield_now().await;
             }
-            if self.lock().busy.get(&process).copied().unwrap_or(0) == 0 {
-                return returned().await;
+            let (busy, used) = {
+                let mut inner = self.lock();
+                let busy = inner.busy.get(&process).copied().unwrap_or(0);
+                (busy, busy == 0 && std::mem::take(&mut inner.used))
+            };
+            if used {
+                returned().await;
+            }
+            if busy == 0 {
+                return;
             }
             self.idle.notified().await;
         }
@@ -326,6 +337,7 @@ impl Entered {
             return;
         }
         let mut inner = self.world.lock();
+        inner.used = true;
         if self.work == Work::Transaction {
             inner.in_transaction.remove(&(self.process, self.task));
         }
