@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::base::clock::Millis;
 use crate::base::ids::InstanceId;
 use crate::base::json::Object;
 use crate::base::money::Amount;
@@ -111,9 +112,11 @@ impl Vault {
 
     /// One look; tells what is still waited for.
     async fn clear_up(self: &Arc<Self>, taken: &PaymentRow) -> Result<Option<Waits>, OpError> {
+        // What the gateway does not know is judged by when it was asked, however late it answers.
+        let asked = self.now();
         let (row, verdict) = self.inquire(taken).await?;
         match row.status {
-            Status::Unknown => self.clear_unknown(row, verdict).await,
+            Status::Unknown => self.clear_unknown(row, verdict, asked).await,
             Status::Processing => {
                 if self.is_cancelling(&row) {
                     self.send_cancel(&row).await?;
@@ -121,7 +124,7 @@ impl Vault {
                 }
                 Ok(Some(if self.sends_buyer(&row).await? { Waits::Buyer } else { Waits::Gateway }))
             }
-            Status::Authorized => self.complete_authorized(row).await,
+            Status::Authorized => self.complete_authorized(row, verdict, asked).await,
             Status::Failed | Status::Cancelled => Ok(None),
         }
     }
@@ -134,6 +137,7 @@ impl Vault {
         self: &Arc<Self>,
         row: PaymentRow,
         verdict: Option<Verdict>,
+        asked: Millis,
     ) -> Result<Option<Waits>, OpError> {
         // A notification may have asked for a look while the sender still follows its payment: until its time
         // is over, nobody else repeats or cancels.
@@ -164,7 +168,7 @@ impl Vault {
             return Ok(None);
         }
         let arrived = row.sent_at.plus(ARRIVAL).max(row.expires_at.unwrap_or(row.sent_at));
-        if unknown_there && reading == CancelReading::NotExist && now > arrived {
+        if unknown_there && reading == CancelReading::NotExist && asked > arrived {
             self.fail_absent(&row).await?;
             return Ok(None);
         }
@@ -258,7 +262,12 @@ impl Vault {
     }
 
     /// A paid payment: its cancel, and what it has still to tell.
-    async fn complete_authorized(&self, row: PaymentRow) -> Result<Option<Waits>, OpError> {
+    async fn complete_authorized(
+        &self,
+        row: PaymentRow,
+        verdict: Option<Verdict>,
+        asked: Millis,
+    ) -> Result<Option<Waits>, OpError> {
         if let Some(cancel) = row.cancel.as_ref().filter(|cancel| cancel.state == CancelState::Open) {
             if cancel.by_caller {
                 let (row, _) = self.send_cancel(&row).await?;
@@ -268,8 +277,12 @@ impl Vault {
             }
             // The payment was found paid after the vault had sent a cancel in vain. It is not sent again: the
             // caller may know that it is paid. It may still take effect, for as long as a request may arrive.
-            if self.now() <= cancel.at.plus(ARRIVAL) {
+            if asked <= cancel.at.plus(ARRIVAL) {
                 return Ok(Some(Waits::Detail));
+            }
+            // Only the gateway's own word, given after that, says that it did not.
+            if verdict != Some(Verdict::Paid) {
+                return Ok(Some(Waits::Outcome));
             }
             self.close_cancel(&row.account, &row.payment_request_id, None).await?;
         }

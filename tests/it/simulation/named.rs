@@ -123,6 +123,60 @@ fn a_cancel_that_is_sent_again_may_arrive_late() {
     });
 }
 
+/// A late cancel has arrived when a late notification says that its payment is paid, and the next inquiry has
+/// no answer: the cancel was taken for one that came to nothing.
+#[test]
+fn a_cancel_came_to_nothing_only_where_the_gateway_says_so() {
+    on_both("a_cancel_came_to_nothing_only_where_the_gateway_says_so", |simulation| {
+        next_is(simulation, State::Paid);
+        simulation.storm(1000, 0);
+        let id = simulation.pay(0, Kind::Reference, 500, false);
+        assert!(simulation.go_on(0, |what| matches!(what, What::Answer(_))));
+        simulation.crash(0);
+        simulation.start(0);
+        simulation.pass(70_000, false);
+        simulation.reconcile(1);
+        assert!(simulation.go_on(1, is_call));
+        assert!(simulation.release_first(Go::Lost, is_call), "an inquiry");
+        assert!(simulation.go_on(1, is_call));
+        assert!(simulation.release_first(Go::Late(60_000), is_call), "a cancel");
+        simulation.go_on(1, |_| false);
+        simulation.pass(16 * 60_000, false);
+        simulation.deliver(0, 0, false, false);
+        simulation.go_on(0, |_| false);
+        simulation.pass(10_000, false);
+        simulation.reconcile(1);
+        assert!(simulation.go_on(1, is_call));
+        assert!(simulation.release_first(Go::Lost, is_call), "an inquiry");
+        simulation.go_on(1, |_| false);
+        assert_eq!(simulation.model.ledger().charges[&id].state, State::Cancelled);
+    });
+}
+
+/// An inquiry and a cancel find nothing, and their look goes on long after: the payment arrived in between,
+/// and was taken for one that does not exist.
+#[test]
+fn absence_counts_from_when_the_gateway_was_asked() {
+    on_both("absence_counts_from_when_the_gateway_was_asked", |simulation| {
+        know_the_card(simulation);
+        next_is(simulation, State::Paid);
+        simulation.storm(1000, 0);
+        simulation.pay(0, Kind::Typed, 500, false);
+        assert!(simulation.go_on(0, is_call));
+        assert!(simulation.release_first(Go::Late(10 * 60_000), is_call));
+        simulation.crash(0);
+        simulation.start(0);
+        simulation.pass(5 * 60_000, false);
+        simulation.reconcile(1);
+        assert!(simulation.go_on(1, |what| matches!(what, What::Call(name) if name.starts_with("Cancel"))));
+        assert!(simulation.go_on(1, |what| matches!(what, What::Answer(_))));
+        assert!(simulation.release_first(Go::On, |what| matches!(what, What::Answer(_))));
+        assert!(simulation.go_on(1, |what| what.is_database()));
+        simulation.pass(14 * 60_000, true);
+        simulation.go_on(1, |_| false);
+    });
+}
+
 /// A process stands still between the commit of a payment and its first byte, until others have given it up:
 /// it sent the payment, with its CVV, after their cancel.
 #[test]
