@@ -4,6 +4,7 @@
 #[macro_use]
 mod support;
 mod agreements;
+mod audit;
 mod bad_input;
 mod cards;
 mod certificates;

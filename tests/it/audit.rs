@@ -1,0 +1,158 @@
+//! The audit trail: every access has its row, what cannot be recorded does not happen, and whatever is done
+//! to the trail afterwards is found.
+
+use serde_json::Value;
+
+use super::support::vault::{TestVault, by_reference, fresh_pan, typed};
+use super::support::{Database, sql};
+
+/// `audit export`.
+async fn rows(vault: &TestVault) -> Vec<Value> {
+    let done = vault.run(&["audit", "export"]).await;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let text = String::from_utf8(done.stdout).expect("UTF-8");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn of<'a>(rows: &'a [Value], action: &str) -> Vec<&'a Value> {
+    rows.iter().filter(|row| row["action"] == action).collect()
+}
+
+/// `audit verify`: its exit code, and what it said.
+async fn verify(vault: &TestVault, more: &[&str]) -> (Option<i32>, String) {
+    let all: Vec<&str> = ["audit", "verify"].iter().chain(more).copied().collect();
+    let done = vault.run(&all).await;
+    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    (done.status.code(), said)
+}
+
+async fn number(db: &Database, query: &str) -> i64 {
+    let rows = sql::rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
+    rows[0][0].as_deref().expect("a number").parse().expect("a number")
+}
+
+both_engines! {
+    /// Who did what to which object, when, from where, in which request: PCI DSS 10.2.2.
+    async fn every_access_has_its_row(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let (pan, other) = (fresh_pan(), fresh_pan());
+        let card = checkout.card(&pan).await;
+        checkout.send("PATCH", &format!("/v1/cards/{card}"), r#"{"expiryYear":"30","expiryMonth":"11"}"#).await.expect(200);
+        checkout.send("PUT", &format!("/v1/cards/{card}/cvv"), r#"{"cvv":"123"}"#).await.expect(200);
+        checkout.post("/v1/payments", &by_reference("AUDIT_1", "100", &card)).await.expect(200);
+        checkout.post("/v1/payments", &typed("AUDIT_2", "100", &other, "123")).await.expect(200);
+        let read = checkout.get(&format!("/v1/cards/{card}")).await.expect(200);
+        checkout.get(&format!("/v1/cards/{pan}")).await.expect(404);
+        checkout.get(&format!("/v1/{pan}")).await.expect(404);
+        checkout.post("/v1/cards", &format!(r#"{{"{pan}":1}}"#)).await.expect(422);
+        checkout.delete(&format!("/v1/cards/{card}")).await.expect(204);
+        vault.stop().await;
+
+        let all = rows(&vault).await;
+        for (action, objects) in [
+            ("card.store", 2), ("card.update", 1), ("cvv.hold", 1), ("payment.create", 2), ("card.erase", 1),
+        ] {
+            assert!(of(&all, action).len() >= objects, "{action}: {all:#?}");
+        }
+        let erased = of(&all, "card.erase")[0];
+        assert_eq!((&erased["object"], &erased["outcome"]), (&card.as_str().into(), &"done".into()));
+        assert_eq!((&erased["actor"], &erased["merchant"]), (&"client:checkout".into(), &"acme".into()));
+        assert!(erased["origin"].as_str().is_some_and(|origin| origin.contains("127.0.0.1:") && origin.contains("certificate")));
+        assert!(erased["requestId"].as_str().is_some_and(|id| id.starts_with("req_")), "{erased}");
+        let reads = of(&all, "read");
+        assert!(reads.iter().any(|row| row["object"] == format!("/v1/cards/{card}")), "{reads:?} {}", read.status);
+        let refused: Vec<(&str, &str)> = of(&all, "request").iter()
+            .filter(|row| row["outcome"] == "refused")
+            .filter_map(|row| Some((row["object"].as_str()?, row["detail"].as_str()?)))
+            .collect();
+        assert_eq!(refused.len(), 3, "{refused:?}");
+        assert!(refused.contains(&("GET /v1/cards/{card_id}", "not_found")), "{refused:?}");
+        assert!(refused.contains(&("GET none", "not_found")), "{refused:?}");
+        assert!(refused.iter().any(|(route, _)| *route == "POST /v1/cards"), "{refused:?}");
+        // Ended as it should: every chain is closed.
+        let (code, said) = verify(&vault, &[]).await;
+        assert_eq!((code, said.contains("open ")), (Some(0), false), "{said}");
+        vault.finish(&[&pan, &other]).await;
+    }
+
+    /// What cannot be recorded does not happen, and is not answered.
+    async fn without_a_row_nothing_happens(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let (pan, other) = (fresh_pan(), fresh_pan());
+        let card = checkout.card(&pan).await;
+        sql::execute(&db, "ALTER TABLE audit RENAME TO audit_away").await;
+        let stored = checkout.post("/v1/cards", &format!(r#"{{"cardNo":"{other}","expiryYear":"30","expiryMonth":"10"}}"#)).await;
+        stored.expect_problem(503, "unavailable");
+        checkout.delete(&format!("/v1/cards/{card}")).await.expect_problem(503, "unavailable");
+        checkout.post("/v1/payments", &by_reference("AUDIT_3", "100", &card)).await.expect_problem(503, "unavailable");
+        checkout.get("/v1/nothing").await.expect_problem(503, "unavailable");
+        assert_eq!(vault.charges("AUDIT_3"), 0);
+        sql::execute(&db, "ALTER TABLE audit_away RENAME TO audit").await;
+        checkout.get(&format!("/v1/cards/{card}")).await.expect(200);
+        let count = number(&db, "SELECT COUNT(*) FROM cards").await;
+        assert_eq!(count, 1);
+        checkout.post("/v1/payments", &by_reference("AUDIT_3", "100", &card)).await.expect(200);
+        assert_eq!(vault.charges("AUDIT_3"), 1);
+        vault.finish(&[&pan, &other]).await;
+    }
+
+    /// A row that was altered, removed or moved is named; a chain that was cut off or removed is told by a
+    /// checkpoint.
+    async fn what_is_done_to_the_trail_is_found(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let pan = fresh_pan();
+        let mut program = vault.start_program().await;
+        let caller = vault.client("checkout");
+        let card = caller.card(&pan).await;
+        for _ in 0..4 {
+            caller.send("PATCH", &format!("/v1/cards/{card}"), r#"{"expiryYear":"30","expiryMonth":"11"}"#).await.expect(200);
+            caller.send("PATCH", &format!("/v1/cards/{card}"), r#"{"expiryYear":"30","expiryMonth":"12"}"#).await.expect(200);
+        }
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(i32::try_from(program.id()).expect("a pid")).expect("a pid"),
+            rustix::process::Signal::TERM,
+        ).expect("to tell it to stop");
+        tokio::task::spawn_blocking(move || program.wait()).await.expect("a task").expect("its end");
+        let log = vault.program_log();
+        let log = log.to_str().expect("UTF-8");
+        let (code, said) = verify(&vault, &["--checkpoints", log]).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains(" 0 checkpoints"), "{said}");
+
+        let row = "chain = (SELECT chain FROM audit WHERE action = 'card.update' ORDER BY chain LIMIT 1)";
+        let seq = number(&db, &format!("SELECT MAX(seq) - 2 FROM audit WHERE {row}")).await;
+        assert!(seq > 0);
+        sql::execute(&db, "CREATE TABLE audit_copy AS SELECT * FROM audit").await;
+        let newest = format!("SELECT MAX(seq) FROM audit_copy WHERE {}", row.replace("FROM audit ", "FROM audit_copy "));
+        let harms = [
+            (format!("UPDATE audit SET object = 'card_x' WHERE {row} AND seq = {seq}"), "was altered", true),
+            (format!("UPDATE audit SET at = at + 1 WHERE {row} AND seq = {seq}"), "was altered", true),
+            (format!("DELETE FROM audit WHERE {row} AND seq = {seq}"), "missing", true),
+            (format!("UPDATE audit SET chain = 'boot_0/1' WHERE {row} AND seq = {seq}"), "missing", true),
+            (format!("DELETE FROM audit WHERE {row} AND seq >= ({newest}) - 1"), "missing", false),
+            (format!("DELETE FROM audit WHERE {row}"), "missing", false),
+        ];
+        for (harm, told, alone) in harms {
+            sql::execute(&db, &harm).await;
+            let (code, said) = verify(&vault, &["--checkpoints", log]).await;
+            assert!(code == Some(1) && said.contains("WRONG") && said.contains(told), "{harm}: {said}");
+            // A trail that ends too early is whole in itself: that is what checkpoints are for.
+            let (code, said) = verify(&vault, &[]).await;
+            assert_eq!(code, Some(if alone { 1 } else { 0 }), "{harm}: {said}");
+            sql::execute(&db, "DELETE FROM audit").await;
+            sql::execute(&db, "INSERT INTO audit SELECT * FROM audit_copy").await;
+        }
+        // A checkpoint that somebody else has written is none.
+        let text = std::fs::read_to_string(log).expect("the log");
+        let forged = vault.dir.path().join("forged.log");
+        let line = text.lines().rfind(|line| line.contains("checkpoint/1")).expect("a checkpoint");
+        std::fs::write(&forged, line.replace(r#"\\\"seq\\\":"#, r#"\\\"seq\\\":1"#)).expect("to write");
+        let (code, said) = verify(&vault, &["--checkpoints", forged.to_str().expect("UTF-8")]).await;
+        assert!(code == Some(1) && said.contains("signature"), "{said}");
+        assert_eq!(verify(&vault, &["--checkpoints", log]).await.0, Some(0));
+        sql::execute(&db, "DROP TABLE audit_copy").await;
+        vault.finish(&[&pan]).await;
+    }
+}
