@@ -20,7 +20,7 @@ use crate::support::{left_out, postgres};
 fn on_both(name: &str, schedule: impl Fn(&mut Simulation<'_>)) {
     let mut grounds = vec![Ground::sqlite()];
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    match runtime.block_on(postgres::fresh_database()) {
+    match runtime.block_on(postgres::fresh_quiet_database()) {
         Some(url) => grounds.push(Ground::postgres(url)),
         None => left_out(name),
     }

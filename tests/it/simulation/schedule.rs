@@ -502,7 +502,7 @@ impl<'g> Simulation<'g> {
             (90, Do::Time),
             (if undecided.len() + operations.len() > 0 { 40 } else { 0 }, Do::Decide),
             (if notices > 0 { 60 } else { 0 }, Do::Deliver),
-            (12, Do::Crash),
+            (6, Do::Crash),
             (6, Do::Away),
             (if self.calls.is_empty() { 0 } else { 10 }, Do::HangUp),
         ]);

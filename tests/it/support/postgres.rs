@@ -33,6 +33,17 @@ pub async fn fresh_database() -> Option<String> {
     Some(shared().await?.fresh_database().await)
 }
 
+/// As [`fresh_database`], for work that is too much for the server's log.
+pub async fn fresh_quiet_database() -> Option<String> {
+    let cluster = shared().await?;
+    let url = cluster.fresh_database().await;
+    let name = url.rsplit('/').next().unwrap_or_default();
+    for setting in ["log_statement = 'none'", "log_min_messages = 'warning'", "synchronous_commit = 'off'"] {
+        cluster.as_superuser(&format!("ALTER DATABASE {name} SET {setting}")).await;
+    }
+    Some(url)
+}
+
 /// The shared cluster's folder: data, write-ahead log, server log.
 pub async fn shared_files() -> Option<PathBuf> {
     Some(shared().await?.folder.clone())
