@@ -300,6 +300,11 @@ impl DataKeys {
         if self.are_closed() {
             return Err(OpError::Sealed);
         }
+        // Not beside a look: what it makes of this key, active or destroyed, would be undone below.
+        let _turn = self.looking.lock().await;
+        if let Some(key) = self.ring.by_id(id) {
+            return Ok(key);
+        }
         let row = find_key(&self.db, id).await?.ok_or(OpenError)?;
         let unwrapped = self.unwrap(row).await.map_err(|error| OpError::Unavailable(error.into()))?;
         let (key, _) = unwrapped.ok_or(OpenError)?;
