@@ -402,12 +402,12 @@ impl Vault {
         };
         let units = told.amount.minor_units();
         let mut tx = self.begin().await?;
+        let (account, id) = (&payment.account, &payment.payment_request_id);
+        rows::count_elsewhere(&mut tx, told.kind, account, id, status, units).await?;
         if !rows::insert_operation(&mut tx, &operation).await? {
             tx.rollback().await?;
             return Ok(());
         }
-        let (account, id) = (&payment.account, &payment.payment_request_id);
-        rows::count_elsewhere(&mut tx, told.kind, account, id, status, units).await?;
         let view = OperationView {
             kind: told.kind,
             request_id: told.request_id.to_string(),

@@ -319,7 +319,7 @@ pub struct OperationChange<'a> {
 }
 
 /// Applies a change to an operation that still has the status it was decided upon, and moves the sums of
-/// its payment with it; `false` where it has another status by now.
+/// its payment with it; `false` where it has another status by now, and all must be rolled back.
 pub async fn change_operation(
     tx: &mut Tx,
     row: &OperationRow,
@@ -346,11 +346,9 @@ pub async fn change_operation(
         Arg::IntOrNull(change.next_look.map(|at| at.0)),
         Arg::Int(change.now.0),
     ];
-    if tx.execute(SQL, &args).await? != 1 {
-        return Ok(false);
-    }
+    // The payment first, as where an operation is inserted: the other way round, the two wait for one another.
     move_sums(tx, row, change.from, change.to).await?;
-    Ok(true)
+    Ok(tx.execute(SQL, &args).await? == 1)
 }
 
 /// Takes the sums of a payment along with a change of one of its operations.
