@@ -19,13 +19,9 @@ const PREFIX: &str = "CARDVAULT_";
 /// The sections that variables can reach.
 const SECTIONS: &[&str] = &["api", "notify", "ops", "database", "keys", "retention"];
 /// Variables of the command line and of the tests, which are no keys.
-const NOT_KEYS: &[&str] = &[
-    "CARDVAULT_CONFIG",
-    "CARDVAULT_LOG",
-    "CARDVAULT_REQUIRE_POSTGRES",
-    "CARDVAULT_REQUIRE_SOFTHSM",
-    "CARDVAULT_TEST_NO_POSTGRES",
-];
+const NOT_KEYS: &[&str] = &["CARDVAULT_CONFIG", "CARDVAULT_LOG"];
+/// Beginnings of variables that the tests read, and that the programs which they start inherit.
+const OF_TESTS: &[&str] = &["CARDVAULT_REQUIRE_", "CARDVAULT_SIM_", "CARDVAULT_TEST_"];
 
 /// Why a configuration is not taken: the key, what is wrong with it, and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -576,7 +572,9 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 fn override_key(table: &mut toml::Table, name: &str, value: &str) -> Result<(), ConfigError> {
-    let Some(rest) = name.strip_prefix(PREFIX).filter(|_| !NOT_KEYS.contains(&name)) else { return Ok(()) };
+    let of_tests = OF_TESTS.iter().any(|beginning| name.starts_with(beginning));
+    let is_key = !of_tests && !NOT_KEYS.contains(&name);
+    let Some(rest) = name.strip_prefix(PREFIX).filter(|_| is_key) else { return Ok(()) };
     let rest = rest.to_ascii_lowercase();
     let found = SECTIONS.iter().find_map(|section| {
         rest.strip_prefix(section).and_then(|rest| rest.strip_prefix('_')).map(|key| (*section, key))

@@ -14,9 +14,10 @@ mod schedule;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 use ground::Ground;
 use random::Random;
@@ -27,10 +28,16 @@ use super::support::{left_out, postgres, say};
 /// How many seeds the tests run; `CARDVAULT_SIM_SEEDS` says otherwise. On PostgreSQL each takes several times
 /// as long, for the connections of processes that come and go.
 const SQLITE_SEEDS: u64 = 2_000;
-const POSTGRES_SEEDS: u64 = 500;
+const POSTGRES_SEEDS: u64 = 200;
 
 /// How many run at once, each on a database of its own: much of their time is waiting.
 const THREADS: usize = 2;
+
+/// How many seeds share a database, which else outgrows the memory that it is in.
+const SHARING: u64 = 100;
+
+/// A seed takes a fraction of a second; one that takes this long will never end, and says which it is.
+const STUCK: Duration = Duration::from_secs(600);
 
 /// What a seed came to.
 struct Outcome {
@@ -84,17 +91,28 @@ fn run_seeds(engine: &str, seeds: u64, ground: impl Fn() -> Option<Ground> + Syn
     let going_on = number("CARDVAULT_SIM_ALL").is_some();
     let started = std::time::Instant::now();
     let (next, failed) = (AtomicU64::new(first), Mutex::new(Vec::new()));
+    let tell = |seed: u64| {
+        if seed > first && (seed - first).is_multiple_of(SHARING) {
+            say(&format!("{engine}: {} of {seeds} seeds after {:?}", seed - first, started.elapsed()));
+        }
+    };
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                let Some(mut ground) = ground() else { return };
-                loop {
+                let Some(mut here) = ground() else { return };
+                for place in 1.. {
+                    if place % SHARING == 0 {
+                        here = ground().expect("a database, as before");
+                    }
                     let seed = next.fetch_add(1, SeqCst);
                     let over = !going_on && !failed.lock().expect("a list").is_empty();
                     if seed >= first + seeds || over {
                         return;
                     }
-                    let ended = catch_unwind(AssertUnwindSafe(|| run(&mut ground, seed, |_| {})));
+                    tell(seed);
+                    let watch = watched(engine, seed);
+                    let ended = catch_unwind(AssertUnwindSafe(|| run(&mut here, seed, |_| {})));
+                    drop(watch);
                     let wrong = ended.map_or_else(|_| vec!["panicked".to_owned()], |outcome| outcome.wrong);
                     if !wrong.is_empty() {
                         say(&format!("{engine}, seed {seed}: {wrong:?}"));
@@ -107,6 +125,19 @@ fn run_seeds(engine: &str, seeds: u64, ground: impl Fn() -> Option<Ground> + Syn
     say(&format!("{engine}: seeds {first} to {} took {:?}", first + seeds - 1, started.elapsed()));
     let failed = failed.into_inner().expect("a list");
     assert!(failed.is_empty(), "{engine}: CARDVAULT_SIM_SEED=n runs one of these again: {failed:?}");
+}
+
+/// Ends the program where what is returned is not dropped in time: nothing else ends a thread that waits.
+fn watched(engine: &str, seed: u64) -> mpsc::Sender<()> {
+    let (over, wait) = mpsc::channel();
+    let engine = engine.to_owned();
+    std::thread::spawn(move || {
+        if wait.recv_timeout(STUCK) == Err(mpsc::RecvTimeoutError::Timeout) {
+            say(&format!("{engine}: seed {seed} is stuck; CARDVAULT_SIM_SEED={seed} runs it again"));
+            std::process::exit(1);
+        }
+    });
+    over
 }
 
 fn number(name: &str) -> Option<u64> {
