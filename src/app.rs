@@ -376,6 +376,7 @@ fn gateway(section: &GatewaySection, clock: &SharedClock) -> anyhow::Result<Clie
         base_url: section.base_url.clone(),
         client_id: section.client_id.clone(),
         ca_pem: section.ca.as_ref().map(|path| read(path, "ca")).transpose()?,
+        allow_private_addresses: section.allow_private_addresses,
         connect_timeout: Duration::from_millis(section.connect_timeout_ms),
         timeout: Duration::from_millis(section.timeout_ms),
     };

@@ -282,6 +282,9 @@ pub struct GatewaySection {
     /// Certificate authorities that alone are trusted, PEM; the public ones where absent.
     #[serde(default)]
     pub ca: Option<PathBuf>,
+    /// Whether the host may have an address of a private or special range.
+    #[serde(default)]
+    pub allow_private_addresses: bool,
     /// For TCP and TLS.
     #[serde(default = "connect_timeout")]
     pub connect_timeout_ms: u64,

@@ -77,6 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     if let (Some(sandbox), Some(gateway)) = (&sandbox, config.gateway.first_mut()) {
         gateway.base_url = sandbox.base_url();
+        gateway.allow_private_addresses = true;
         println!("The gateway sandbox serves  {}", sandbox.base_url());
     }
     let app = App::start(&config).await?;

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::base::clock::{Clock, Millis, SystemClock};
 use crate::crypto::kek::file;
+use crate::gateway::reach::is_private_host;
 use crate::pki::{Authority, CertifiedPem, LEAF_DAYS, rsa_key_pair, write_private, write_public};
 
 /// The client id that the local sandbox serves where none is named.
@@ -28,6 +29,9 @@ pub struct Choices {
     /// Certificate authorities to trust there, PEM [default: the public ones].
     #[arg(long, requires = "gateway_url")]
     pub gateway_ca: Option<PathBuf>,
+    /// That host has an address inside (10.0.0.0/8, fd00::/8, …); taken for granted where the URL itself shows it.
+    #[arg(long, requires = "gateway_url")]
+    pub gateway_allow_private: bool,
     /// Antom's client id; one that begins SANDBOX_ uses Antom's sandbox.
     #[arg(long)]
     pub gateway_client_id: Option<String>,
@@ -185,6 +189,8 @@ struct GatewayFiles {
     client_id: String,
     public_key: &'static str,
     ca: Option<&'static str>,
+    /// Whether its address may be inside.
+    private: bool,
 }
 
 fn write_gateway(dir: &Path, choices: &Choices) -> anyhow::Result<GatewayFiles> {
@@ -224,6 +230,7 @@ fn write_gateway(dir: &Path, choices: &Choices) -> anyhow::Result<GatewayFiles> 
             client_id,
             public_key: "gateway/sandbox_public.pem",
             ca: Some("pki/ca.pem"),
+            private: true,
         });
     };
     write_file(&dir.join("gateway/antom_public.pem"), &read(public_key)?, write_public)?;
@@ -235,7 +242,13 @@ fn write_gateway(dir: &Path, choices: &Choices) -> anyhow::Result<GatewayFiles> 
         client_id,
         public_key: "gateway/antom_public.pem",
         ca: choices.gateway_ca.as_ref().map(|_| "gateway/ca.pem"),
+        private: choices.gateway_allow_private || is_inside(url),
     })
+}
+
+/// Whether an address says by itself that its host is inside: who wrote it knows.
+fn is_inside(url: &str) -> bool {
+    reqwest::Url::parse(url).is_ok_and(|url| url.host_str().is_some_and(is_private_host))
 }
 
 /// The `[database]` section. A password goes into a file: the configuration is no place for it.
@@ -305,6 +318,11 @@ fn toml_text(choices: &Choices, database: &str, gateway: &GatewayFiles) -> Strin
     );
     if let Some(ca) = gateway.ca {
         text.push_str(&format!("ca = {}\n", quoted(ca)));
+    }
+    if gateway.private {
+        text.push_str(
+            "# The host has an address inside; never so with Antom's own.\nallow_private_addresses = true\n",
+        );
     }
     for merchant in ["acme", "globex"] {
         text.push_str(&format!("\n[[merchant]]\nname = \"{merchant}\"\ngateway = \"antom\"\n"));

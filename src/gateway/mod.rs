@@ -8,6 +8,7 @@ use std::pin::Pin;
 use crate::base::secret::SecretBuf;
 
 pub mod antom;
+pub mod reach;
 
 use antom::verify::{NotVerified, SignatureHeaders, VerifiedText};
 

@@ -2,7 +2,7 @@
 //! those bytes once, and verifies what comes back before anybody reads it.
 //!
 //! No redirect (the signature is bound to the path), no proxy from the environment, no automatic
-//! repeat: a `pay` that was sent is only ever repeated on purpose.
+//! repeat: a `pay` that was sent is only ever repeated on purpose. No address inside, unless it is allowed.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use crate::base::clock::SharedClock;
 use crate::base::limits::GATEWAY_ANSWER_BYTES;
 use crate::base::secret::SecretBuf;
+use crate::gateway::reach::{self, Guard, Lookup};
 use crate::gateway::{Call, Exchange, Gateway};
 
 use super::sign::SigningKey;
@@ -34,6 +35,8 @@ pub struct Options {
     pub client_id: String,
     /// Certificate authorities in PEM that alone are trusted; the public ones where there is none.
     pub ca_pem: Option<Vec<u8>>,
+    /// Whether the host may have an address of a private or special range.
+    pub allow_private_addresses: bool,
     /// For TCP and TLS.
     pub connect_timeout: Duration,
     /// For the whole call.
@@ -46,6 +49,12 @@ pub enum ClientError {
     /// Not `https://host[:port]`.
     #[error("the gateway's base_url must be https://host[:port] without a path")]
     BaseUrl,
+    /// The host is an address of a private or special range.
+    #[error(
+        "base_url is an address of a private or special range; set allow_private_addresses = true if the \
+         gateway really is there"
+    )]
+    PrivateAddress,
     /// The CA file holds no certificate.
     #[error("the gateway's ca file holds no usable certificate")]
     Ca,
@@ -72,17 +81,33 @@ impl Client {
         verifier: Verifier,
         clock: SharedClock,
     ) -> Result<Self, ClientError> {
+        Self::with_lookup(options, signing, verifier, clock, Arc::new(reach::System))
+    }
+
+    /// As [`Self::new`], with somebody else to find the addresses of names.
+    pub fn with_lookup(
+        options: Options,
+        signing: SigningKey,
+        verifier: Verifier,
+        clock: SharedClock,
+        lookup: Arc<dyn Lookup>,
+    ) -> Result<Self, ClientError> {
         let base_url = options.base_url.trim_end_matches('/').to_owned();
         let url = reqwest::Url::parse(&base_url).map_err(|_| ClientError::BaseUrl)?;
         if url.scheme() != "https" || url.path() != "/" || url.query().is_some() || !url.username().is_empty()
         {
             return Err(ClientError::BaseUrl);
         }
+        // What is an address already is not looked up any more.
+        if !options.allow_private_addresses && url.host_str().is_some_and(reach::is_private_host) {
+            return Err(ClientError::PrivateAddress);
+        }
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls(options.ca_pem.as_deref())?)
             .https_only(true)
             .http1_only()
             .no_proxy()
+            .dns_resolver(Guard::new(lookup, options.allow_private_addresses))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
@@ -120,6 +145,9 @@ impl Client {
             .body(Bytes::from_owner(Wiped(body)));
         let mut answer = match request.send().await {
             Ok(answer) => answer,
+            Err(error) if reach::was_refused(&error) => {
+                return Exchange::NotSent("the gateway's name has an address of a private or special range");
+            }
             Err(error) if error.is_connect() || error.is_builder() => {
                 return Exchange::NotSent("no connection to the gateway");
             }

@@ -69,6 +69,8 @@ pub enum Reply {
     Signed(String),
     /// Not signed.
     Unsigned(String),
+    /// Not signed, with this status and `location`.
+    Redirect(u16, String),
     /// The connection is closed.
     Closed,
     /// Another answer, when the story calls [`Scripted::release`].
@@ -250,6 +252,10 @@ async fn serve(
         reply = *inner;
     }
     let (body, sign) = match reply {
+        Reply::Redirect(status, location) => {
+            let response = Response::builder().status(status).header("location", location);
+            return response.body(Full::default()).map_err(io::Error::other);
+        }
         Reply::Signed(body) => (body, true),
         Reply::Unsigned(body) => (body, false),
         Reply::Closed | Reply::Held(_) => return Err(io::Error::other("closed")),
