@@ -101,6 +101,8 @@ impl App {
         let db = open_database(config).await?;
         if config.database.migrate {
             migrate::run(&db).await.context("migrating the database")?;
+        } else {
+            migrate::check(&db).await.context("looking at the database")?;
         }
         let keks = Arc::new(keks(config)?);
         let custody = Arc::new(Custody::new(Arc::clone(&keks), clock.clone()));

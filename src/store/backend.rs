@@ -46,6 +46,12 @@ pub enum StoreError {
     /// The engine has a defect that can lose data.
     #[error("SQLite {0} is too old: 3.51.3 is the first without the WAL checkpoint defect")]
     OldSqlite(String),
+    /// The schema is behind, and the role that the vault has may not change it.
+    #[error("the schema is behind and this role may not change it: run `cardvault migrate` as its owner")]
+    MayNotMigrate,
+    /// The schema is behind, and is not to be changed by a server.
+    #[error("the schema is behind: run `cardvault migrate`")]
+    Behind,
     /// A migration failed.
     #[error("the database could not be migrated")]
     Migration(#[source] Box<sqlx::migrate::MigrateError>),

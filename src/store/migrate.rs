@@ -1,9 +1,10 @@
 //! Schema changes, compiled in. Expand, then contract; a migration that has shipped is never edited.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use sqlx::SqlSafeStr;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 
 use super::backend::{Db, StoreError};
 
@@ -53,8 +54,33 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
     ),
 ];
 
-/// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.
+/// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock. Where nothing is to be
+/// done, nothing is tried either, so a role that may not change the schema can serve with it; and so can a
+/// server that is older than the schema.
 pub async fn run(db: &Db) -> Result<(), StoreError> {
+    let migrator = migrator(db);
+    if is_current(db, &migrator).await? {
+        return Ok(());
+    }
+    let done = match (db.writer_sqlite(), db.postgres()) {
+        (Some(pool), _) => migrator.run(pool).await,
+        (None, Some(pool)) => migrator.run(pool).await,
+        (None, None) => return Err(StoreError::Url),
+    };
+    done.map_err(|error| match error {
+        MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) if is_forbidden(&cause) => {
+            StoreError::MayNotMigrate
+        }
+        error => StoreError::Migration(Box::new(error)),
+    })
+}
+
+/// Whether every migration of this program was made. Changes nothing.
+pub async fn check(db: &Db) -> Result<(), StoreError> {
+    if is_current(db, &migrator(db)).await? { Ok(()) } else { Err(StoreError::Behind) }
+}
+
+fn migrator(db: &Db) -> Migrator {
     let migrations = MIGRATIONS
         .iter()
         .map(|(version, name, sqlite, postgres)| {
@@ -62,11 +88,33 @@ pub async fn run(db: &Db) -> Result<(), StoreError> {
             Migration::new(*version, Cow::Borrowed(*name), MigrationType::Simple, sql.into_sql_str(), false)
         })
         .collect();
-    let migrator = Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT };
-    let done = match (db.writer_sqlite(), db.postgres()) {
-        (Some(pool), _) => migrator.run(pool).await,
-        (None, Some(pool)) => migrator.run(pool).await,
-        (None, None) => return Err(StoreError::Url),
+    Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
+}
+
+/// Whether each migration was made, to its end and with the text that it has here.
+async fn is_current(db: &Db, migrator: &Migrator) -> Result<bool, StoreError> {
+    let there = match db.is_sqlite() {
+        true => "SELECT name FROM sqlite_master WHERE name = '_sqlx_migrations'",
+        false => {
+            "SELECT tablename AS name FROM pg_catalog.pg_tables \
+                  WHERE schemaname = current_schema() AND tablename = '_sqlx_migrations'"
+        }
     };
-    done.map_err(|error| StoreError::Migration(Box::new(error)))
+    if db.find(there, &[]).await?.is_none() {
+        return Ok(false);
+    }
+    let made = db.list("SELECT version, checksum FROM _sqlx_migrations WHERE success", &[]).await?;
+    let made = made
+        .iter()
+        .map(|row| Ok((row.int("version")?, row.bytes("checksum")?)))
+        .collect::<Result<BTreeMap<_, _>, StoreError>>()?;
+    let is_made = |migration: &Migration| {
+        made.get(&migration.version).is_some_and(|checksum| **checksum == *migration.checksum)
+    };
+    Ok(migrator.migrations.iter().all(is_made))
+}
+
+/// PostgreSQL's insufficient_privilege.
+fn is_forbidden(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(error) if error.code().as_deref() == Some("42501"))
 }

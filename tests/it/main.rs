@@ -10,6 +10,7 @@ mod cards;
 mod certificates;
 mod command_line;
 mod cvv;
+mod deployed_database;
 mod egress;
 mod events;
 mod features;

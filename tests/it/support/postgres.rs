@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -197,6 +197,38 @@ impl Cluster {
     /// The port on 127.0.0.1, for a test that puts a breakable network in front.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The superuser's URL.
+    pub fn superuser_url(&self) -> String {
+        self.url("postgres", &self.superuser_password, "postgres")
+    }
+
+    /// Runs a file of SQL with PostgreSQL's own client.
+    pub fn psql(&self, url: &str, file: &Path) {
+        let output = Command::new(self.binaries.join("psql"))
+            .args(["-X", "-q", "-f"])
+            .arg(file)
+            .arg(url)
+            .stdin(Stdio::null())
+            .output()
+            .expect("psql runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Writes a file into the server's folder, for nobody but the server.
+    pub fn write(&self, name: &str, text: &str) {
+        let path = self.folder.join("data").join(name);
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its mode");
+        if let Some((uid, gid)) = self.owner {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).expect("chown");
+        }
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("server.log")).expect("a log")
     }
 
     /// Runs one statement as the superuser.
