@@ -23,11 +23,14 @@ use crate::crypto::kek::file::Place;
 use crate::crypto::kek::{Keks, TokenKeks};
 use crate::gateway::Gateway;
 use crate::gateway::antom::client::{self, Client};
+use crate::gateway::measured::Measured;
 use crate::http::notify;
+use crate::http::peer::not_after;
 use crate::http::router::{Api, router};
 use crate::http::serve::{Limits, Listener};
 use crate::http::tls::{ServerTls, server_config};
 use crate::jobs::Jobs;
+use crate::metrics::Metrics;
 use crate::model::audit::{Actor, Entry};
 use crate::ops::audit;
 use crate::ops::custody::Custody;
@@ -56,6 +59,7 @@ pub struct App {
     gateways: gateway_keys::Watch,
     custody: Arc<Custody>,
     unseal: Option<unseal::UnsealSocket>,
+    drain: Duration,
 }
 
 /// The bound listener for notifications.
@@ -116,7 +120,8 @@ impl App {
             )?,
         }
         let unseal = unseal_socket(config, &keks, &custody, keys.are_closed()).await?;
-        let (accounts, clients_of_gateways) = accounts(config, &clock)?;
+        let metrics = Arc::new(Metrics::default());
+        let (accounts, clients_of_gateways) = accounts(config, &clock, &metrics)?;
         let gateways = gateway_keys::Watch::new(config, clients_of_gateways);
         let notify = match &config.notify {
             Some(section) => Some(NotifyPlane::bind(section).await?),
@@ -131,7 +136,8 @@ impl App {
             notify_url,
             ..policy
         };
-        let vault = Arc::new(Vault::new(db, keys, accounts, clock, policy)?);
+        let vault = Vault::new(db, keys, accounts, clock, policy)?.counting(Arc::clone(&metrics));
+        let vault = Arc::new(vault);
         let clients = Arc::new(config.clients()?);
         let tls = server_config(&ServerTls {
             certificate_pem: read(&config.api.certificate, "api.certificate")?,
@@ -145,8 +151,10 @@ impl App {
             Some(address) => Some(OpsPlane::bind(address).await.with_context(bind("ops.listen"))?),
             None => None,
         };
+        tell_expiries(config, &metrics)?;
+        let drain = Duration::from_millis(config.ops.drain_ms);
         let router = router(Api { vault: vault.clone(), clients });
-        Ok(Self { vault, router, tls, api, notify, ops, gateways, custody, unseal })
+        Ok(Self { vault, router, tls, api, notify, ops, gateways, custody, unseal, drain })
     }
 
     /// Where the API listens.
@@ -190,12 +198,13 @@ impl App {
     /// Serves until `shutdown`, lets the requests and payments in flight finish, and wipes what is held in
     /// memory.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { vault, router, tls, api, notify, ops, gateways, custody, unseal } = self;
+        let Self { vault, router, tls, api, notify, ops, gateways, custody, unseal, drain } = self;
+        let (leave, leaving) = watch::channel(false);
         let unsealing = tokio::spawn(open_when_rebuilt(vault.clone(), custody));
         let unseal = unseal.map(|socket| tokio::spawn(socket.serve()));
         let gateways = tokio::spawn(gateways.run());
         let sweeper = tokio::spawn(sweep(vault.clone()));
-        let health = ops.map(|ops| tokio::spawn(ops.serve(vault.clone())));
+        let health = ops.map(|ops| tokio::spawn(ops.serve(vault.clone(), leaving.clone())));
         let jobs = tokio::spawn(jobs_once_open(vault.clone()));
         let (stop_notify, stopped) = tokio::sync::oneshot::channel::<()>();
         let notified = notify.map(|plane| {
@@ -204,7 +213,8 @@ impl App {
                 signed_path: plane.signed_path.into(),
                 served_path: plane.served_path.into(),
             });
-            tokio::spawn(plane.listener.serve(plane.tls, router, Limits::default(), async {
+            let listener = plane.listener.counted(vault.metrics.clone(), "notify").leaving(leaving.clone());
+            tokio::spawn(listener.serve(plane.tls, router, Limits::default(), async {
                 // A sender that is dropped says the same.
                 let _ = stopped.await;
             }))
@@ -212,9 +222,14 @@ impl App {
         let told = vault.clone();
         let shutdown = async move {
             shutdown.await;
+            tracing::info!("told to stop");
+            leave.send_replace(true);
             // A request that waits for events is in flight, and is to finish now.
             told.bell.stop();
+            // Until the balancers have seen that this vault goes, they send callers here.
+            tokio::time::sleep(drain).await;
         };
+        let api = api.counted(vault.metrics.clone(), "api").leaving(leaving);
         api.serve(tls, router, Limits::default(), shutdown).await;
         drop(stop_notify);
         if let Some(notified) = notified
@@ -359,7 +374,11 @@ type Accounts = HashMap<GatewayAccount, Arc<dyn Gateway>>;
 /// The clients by the names of their sections.
 type Clients = Vec<(String, Arc<Client>)>;
 
-fn accounts(config: &Config, clock: &SharedClock) -> anyhow::Result<(Accounts, Clients)> {
+fn accounts(
+    config: &Config,
+    clock: &SharedClock,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(Accounts, Clients)> {
     let mut accounts = Accounts::new();
     let mut clients = Vec::new();
     for section in &config.gateway {
@@ -367,7 +386,7 @@ fn accounts(config: &Config, clock: &SharedClock) -> anyhow::Result<(Accounts, C
             gateway(section, clock).with_context(|| format!("setting up [[gateway]] {}", section.name))?;
         let client = Arc::new(client);
         clients.push((section.name.clone(), Arc::clone(&client)));
-        accounts.insert(section.account()?, client);
+        accounts.insert(section.account()?, Arc::new(Measured::new(client, metrics.clone())));
     }
     Ok((accounts, clients))
 }
@@ -383,6 +402,21 @@ fn gateway(section: &GatewaySection, clock: &SharedClock) -> anyhow::Result<Clie
         timeout: Duration::from_millis(section.timeout_ms),
     };
     Ok(Client::new(options, signing, verifier, clock.clone())?)
+}
+
+/// Tells when the certificates expire that this process shows, and the authority of its clients.
+fn tell_expiries(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
+    let mut all = vec![
+        ("api", &config.api.certificate, "api.certificate"),
+        ("client_ca", &config.api.client_ca, "api.client_ca"),
+    ];
+    all.extend(config.notify.as_ref().map(|section| ("notify", &section.certificate, "notify.certificate")));
+    for (name, path, key) in all {
+        if let Some(expires) = not_after(&read(path, key)?) {
+            metrics.certificate(name, expires);
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn read(path: &Path, key: &str) -> anyhow::Result<Vec<u8>> {

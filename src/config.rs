@@ -153,11 +153,20 @@ impl NotifySection {
 }
 
 /// `[ops]`
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct OpsSection {
     /// Address and port; no listener where absent.
     pub listen: Option<SocketAddr>,
+    /// How long a vault that was told to stop still takes requests, while `/readyz` already says that it
+    /// goes and every answer closes its connection.
+    pub drain_ms: u64,
+}
+
+impl Default for OpsSection {
+    fn default() -> Self {
+        Self { listen: None, drain_ms: 1_000 }
+    }
 }
 
 /// `[database]`
@@ -396,6 +405,9 @@ impl Config {
         }
         if let Some(notify) = &self.notify {
             notify.check()?;
+        }
+        if self.ops.drain_ms > 60_000 {
+            return refuse("ops.drain_ms: at most 60000".into());
         }
         if has_password(&self.database.url) {
             return refuse(

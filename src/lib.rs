@@ -11,6 +11,7 @@ pub mod crypto;
 pub mod gateway;
 pub mod http;
 pub mod jobs;
+pub mod metrics;
 pub mod model;
 pub mod ops;
 pub mod ops_plane;

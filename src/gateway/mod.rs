@@ -8,6 +8,7 @@ use std::pin::Pin;
 use crate::base::secret::SecretBuf;
 
 pub mod antom;
+pub mod measured;
 pub mod reach;
 
 use antom::verify::{NotVerified, SignatureHeaders, VerifiedText};
@@ -27,6 +28,20 @@ pub enum Call {
     Refund,
     /// Ask what became of a refund.
     InquiryRefund,
+}
+
+impl Call {
+    /// The call's name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pay => "pay",
+            Self::InquiryPayment => "inquiry_payment",
+            Self::Cancel => "cancel",
+            Self::Capture => "capture",
+            Self::Refund => "refund",
+            Self::InquiryRefund => "inquiry_refund",
+        }
+    }
 }
 
 /// How a call ended.

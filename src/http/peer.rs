@@ -5,6 +5,8 @@
 use std::net::SocketAddr;
 
 use ring::digest;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -80,6 +82,18 @@ impl Peer {
             remote,
         })
     }
+}
+
+/// When the first of a file's certificates expires that does; none where one of them cannot be read.
+pub fn not_after(pem: &[u8]) -> Option<Millis> {
+    let mut first = None;
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let der = certificate.ok()?;
+        let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+        let at = Millis(certificate.validity().not_after.timestamp().saturating_mul(1000));
+        first = Some(first.map_or(at, |first: Millis| first.min(at)));
+    }
+    first
 }
 
 #[cfg(test)]

@@ -106,6 +106,14 @@ async fn every_request(State(api): State<Api>, mut request: Request, next: Next)
     .await;
     let code = response.extensions().get::<Problem>().map(Problem::code);
     let response = finish(response, &request_id);
+    let template = ROUTES.iter().map(|(_, path)| *path).find(|path| Some(*path) == route.as_deref());
+    api.vault.metrics.request(
+        template.unwrap_or("none"),
+        method,
+        response.status().as_u16(),
+        client.as_ref().map(|name| name.as_str()),
+        started.elapsed(),
+    );
     tracing::info!(
         request = %request_id,
         client = client.as_ref().map(|name| name.as_str()),

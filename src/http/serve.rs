@@ -34,6 +34,7 @@ use tokio_rustls::server::TlsStream;
 use tower::Service;
 
 use super::peer::Peer;
+use crate::metrics::Metrics;
 
 /// Smallest buffer that hyper takes.
 const SMALLEST_BUFFER: usize = 8 * 1024;
@@ -108,6 +109,8 @@ impl From<watch::Receiver<Arc<ServerConfig>>> for TlsSource {
 pub struct Listener {
     socket: TcpListener,
     local: SocketAddr,
+    counted: Option<(Arc<Metrics>, &'static str)>,
+    leaving: Option<watch::Receiver<bool>>,
 }
 
 impl Listener {
@@ -115,7 +118,19 @@ impl Listener {
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
         let local = socket.local_addr()?;
-        Ok(Self { socket, local })
+        Ok(Self { socket, local, counted: None, leaving: None })
+    }
+
+    /// Counts connections under this name.
+    pub fn counted(self, metrics: Arc<Metrics>, name: &'static str) -> Self {
+        Self { counted: Some((metrics, name)), ..self }
+    }
+
+    /// From when `leaving` turns true, every answer tells its caller to close the connection. What is
+    /// asked until the end of [`Self::serve`] is answered all the same, and a caller that was told
+    /// writes nothing into a connection that is about to close.
+    pub fn leaving(self, leaving: watch::Receiver<bool>) -> Self {
+        Self { leaving: Some(leaving), ..self }
     }
 
     /// The address that was bound.
@@ -141,6 +156,8 @@ impl Listener {
             handshakes: Semaphore::new(limits.max_handshakes),
             stopping,
             limits,
+            counted: self.counted,
+            leaving: self.leaving,
         });
         let mut tasks = JoinSet::new();
         let mut shutdown = pin!(shutdown);
@@ -223,26 +240,32 @@ struct Shared {
     handshakes: Semaphore,
     stopping: watch::Receiver<bool>,
     limits: Limits,
+    counted: Option<(Arc<Metrics>, &'static str)>,
+    leaving: Option<watch::Receiver<bool>>,
 }
 
 impl Shared {
+    fn refused(&self, remote: SocketAddr, reason: &'static str) {
+        tracing::info!(%remote, reason, "a handshake failed");
+        if let Some((metrics, name)) = &self.counted {
+            metrics.handshake_refused(name, reason);
+        }
+    }
+
     async fn connection(&self, stream: TcpStream, remote: SocketAddr) {
         let mut stopping = self.stopping.clone();
         let mut tls = self.tls.current.clone();
         let config = Arc::clone(&tls.borrow_and_update());
-        let handshake = timeout(self.limits.handshake_timeout, self.handshake(stream, config));
-        let handshake = tokio::select! {
-            result = handshake => result,
-            () = told_to_stop(&mut stopping) => return,
-        };
-        let stream = match handshake {
-            Ok(Ok(stream)) => stream,
+        let handshake = self.handshake(stream, config, &mut stopping);
+        let stream = match timeout(self.limits.handshake_timeout, handshake).await {
+            Ok(Ok(Some(stream))) => stream,
+            Ok(Ok(None)) => return,
             Ok(Err(error)) => {
-                tracing::info!(%remote, reason = reason(&error), "a handshake failed");
+                self.refused(remote, reason(&error));
                 return;
             }
             Err(_) => {
-                tracing::info!(%remote, reason = "too slow", "a handshake failed");
+                self.refused(remote, "too slow");
                 return;
             }
         };
@@ -251,24 +274,35 @@ impl Shared {
             Some(Ok(peer)) => Some(Arc::new(peer)),
             Some(Err(error)) => {
                 tracing::info!(%remote, reason = %error, "a client was turned away");
+                if let Some((metrics, name)) = &self.counted {
+                    metrics.handshake_refused(name, "certificate not made for clients, or not readable");
+                }
                 return;
             }
             // Only where the configuration asks for none; else the handshake has failed already.
             None => None,
         };
+        let _open = self.counted.as_ref().map(|(metrics, name)| metrics.connection(name));
         self.requests(stream, remote, peer, tls, stopping).await;
     }
 
+    /// None where the listener was told to stop before the peer has said hello. One that has may send its
+    /// request together with the end of the handshake, and gets its answer.
     async fn handshake(
         &self,
         stream: TcpStream,
         config: Arc<ServerConfig>,
-    ) -> io::Result<TlsStream<TcpStream>> {
+        stopping: &mut watch::Receiver<bool>,
+    ) -> io::Result<Option<TlsStream<TcpStream>>> {
         stream.set_nodelay(true)?;
         // A peer that has not said hello must not hold a place that a talking one could use.
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        let hello = tokio::select! {
+            biased;
+            hello = LazyConfigAcceptor::new(Acceptor::default(), stream) => hello?,
+            () = told_to_stop(stopping) => return Ok(None),
+        };
         let _place = self.handshakes.acquire().await.map_err(io::Error::other)?;
-        hello.into_stream(config).await
+        hello.into_stream(config).await.map(Some)
     }
 
     async fn requests(
@@ -313,6 +347,11 @@ impl Shared {
                     _ => continue,
                 },
             }
+            // What has arrived by now is taken up first.
+            if std::future::poll_fn(|context| Poll::Ready(connection.as_mut().poll(context))).await.is_ready()
+            {
+                return;
+            }
             // An idle connection closes at once, a busy one after its answer.
             connection.as_mut().graceful_shutdown();
         }
@@ -340,7 +379,8 @@ impl Shared {
         }
         // A router is always ready: it queues nothing.
         let mut response = self.app.clone().call(request).await?;
-        if unread.load(Ordering::Acquire) {
+        let leaving = self.leaving.as_ref().is_some_and(|leaving| *leaving.borrow());
+        if leaving || unread.load(Ordering::Acquire) {
             // The rest of the body stands where the next request would: hyper may have to close, and a
             // caller that is not told would send its next request into the void.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -46,6 +46,7 @@ async fn turn(vault: &Vault) -> Result<(), OpError> {
     if leases::acquire(&vault.db, LEASE, &vault.instance, now, now.plus(LEASE_TIME)).await? {
         let checkpoint = checkpoint(&vault.db, &vault.keys, now).await?;
         tracing::info!(checkpoint, "audit checkpoint");
+        vault.metrics.checkpoint(now);
     }
     Ok(())
 }

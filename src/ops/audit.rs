@@ -19,6 +19,7 @@ use crate::base::clock::{Millis, SharedClock};
 use crate::base::ids::InstanceId;
 use crate::crypto::audit_mac::{self, BEGINNING, audit_mac};
 use crate::crypto::keyring::Purpose;
+use crate::metrics::AuditTally;
 use crate::model::audit::{
     Actor, AuditRow, CLOSE, Entry, Head, OPEN, Outcome, Rest, checkpoint_text, rest_input,
 };
@@ -74,6 +75,7 @@ pub struct Audit {
     reads: mpsc::Sender<(Actor, Entry, Millis)>,
     waiting: Mutex<Option<mpsc::Receiver<(Actor, Entry, Millis)>>>,
     clock: SharedClock,
+    tally: AuditTally,
 }
 
 #[derive(Default)]
@@ -97,11 +99,25 @@ impl Audit {
             reads,
             waiting: Mutex::new(Some(waiting)),
             clock,
+            tally: AuditTally::default(),
         }
+    }
+
+    /// Counts into `tally` from now on.
+    pub fn count_into(&mut self, tally: AuditTally) {
+        self.tally = tally;
     }
 
     /// Begins a transaction that writes, with a chain of its own.
     pub async fn begin<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
+        let begun = self.begin_uncounted(db, keys).await;
+        if begun.is_err() {
+            self.tally.failures.inc();
+        }
+        begun
+    }
+
+    async fn begin_uncounted<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
         let permit = tokio::time::timeout(WAIT, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {
             return Err(OpError::Unavailable(anyhow::anyhow!("the audit trail is not free")));
@@ -120,7 +136,7 @@ impl Audit {
             Lease { home: Arc::clone(&self.chains), chain: Some(chain), in_doubt: false, _permit: permit };
         let tx = db.begin_write().await?;
         let newest = lease.newest();
-        Ok(AuditedTx { tx, lease, newest, keys, clock: self.clock.clone() })
+        Ok(AuditedTx { tx, lease, newest, keys, clock: self.clock.clone(), tally: self.tally.clone() })
     }
 
     /// Records a masked read, which waits for no disk: a crash can lose what was read in the last moments.
@@ -247,6 +263,7 @@ pub struct AuditedTx<'a> {
     newest: (i64, [u8; 32]),
     keys: &'a DataKeys,
     clock: SharedClock,
+    tally: AuditTally,
 }
 
 impl Deref for AuditedTx<'_> {
@@ -300,7 +317,11 @@ impl AuditedTx<'_> {
             key_id: key.id().to_string(),
         };
         let mac = audit_mac(&key, &before, &row.canonical())?;
-        rows::insert_row(&mut self.tx, &row, &mac).await?;
+        let inserted = rows::insert_row(&mut self.tx, &row, &mac).await;
+        if inserted.is_err() {
+            self.tally.failures.inc();
+        }
+        inserted?;
         self.newest = (seq + 1, mac);
         Ok(())
     }
@@ -317,11 +338,17 @@ impl AuditedTx<'_> {
     }
 
     async fn finish(self) -> Result<Lease, StoreError> {
-        let Self { tx, mut lease, newest, .. } = self;
+        let Self { tx, mut lease, newest, tally, .. } = self;
         // From here on a drop leaves the chain: the commit may have happened.
         lease.in_doubt = true;
-        tx.commit().await?;
+        let committed = tx.commit().await;
+        if committed.is_err() {
+            tally.failures.inc();
+        }
+        committed?;
         lease.in_doubt = false;
+        let rows = newest.0.saturating_sub(lease.newest().0);
+        tally.rows.inc_by(u64::try_from(rows).unwrap_or_default());
         if let Some(chain) = &mut lease.chain {
             (chain.next, chain.mac) = newest;
         }

@@ -18,6 +18,7 @@ use crate::base::sealed::Sealed;
 use crate::crypto::envelope::{self, OpenError};
 use crate::crypto::kek::{KekProvider, WrapError};
 use crate::crypto::keyring::{DataKey, KeyState, Keyring, KeyringError, Purpose, make_data_key};
+use crate::metrics::KeyFacts;
 use crate::model::key_life::{Life, Standing};
 use crate::store::backend::{Db, StoreError};
 use crate::store::keys::{KeyRow, NewKey, add_uses, epoch, find_key, insert_first_key, list_keys};
@@ -264,6 +265,36 @@ impl DataKeys {
             .chain([("kek", self.kek.kek_id().to_string(), self.kek_standing())])
             .filter(|(_, _, standing)| standing.is_due())
             .collect()
+    }
+
+    /// How each key in use stands. A KEK whose making is not known is left out.
+    pub fn facts(&self) -> Vec<KeyFacts> {
+        let view = self.view.load();
+        let active = Purpose::ALL.into_iter().filter_map(|purpose| self.ring.active(purpose).ok());
+        let data = active.filter_map(|key| {
+            let life = view.lives.get(key.id())?;
+            let standing = self.standing(&key);
+            Some(KeyFacts {
+                purpose: key.purpose().as_str(),
+                created: life.created,
+                expires: life.expires,
+                uses: Some((life.uses.saturating_add(key.uses()), life.budget)),
+                seals: standing.may_seal(),
+                due: standing.is_due(),
+            })
+        });
+        let kek = self.kek.kek_created().map(|created| {
+            let standing = self.kek_standing();
+            KeyFacts {
+                purpose: "kek",
+                created,
+                expires: created.plus(self.policy.kek_period),
+                uses: None,
+                seals: standing.may_seal(),
+                due: standing.is_due(),
+            }
+        });
+        data.chain(kek).collect()
     }
 
     /// The fingerprint key by which cards are found.

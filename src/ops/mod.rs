@@ -13,6 +13,7 @@ pub mod keys;
 pub mod notifications;
 pub mod operations;
 pub mod payments;
+pub mod readiness;
 pub mod rotation;
 mod running;
 pub mod sweeps;
@@ -25,13 +26,11 @@ use crate::base::card::BinFormat;
 use crate::base::clock::{Millis, SharedClock};
 use crate::base::cvv::Cvv;
 use crate::base::entropy::NoEntropy;
-use crate::base::ids::{CardId, GatewayAccount, InstanceId, Merchant};
+use crate::base::ids::{CardId, GatewayAccount, InstanceId};
 use crate::base::secret::SecretBuf;
-use crate::crypto::aad::{Field, Place};
-use crate::crypto::envelope::{self, OpenError};
 use crate::crypto::ephemeral::{EphemeralSealed, ProcessKey};
-use crate::crypto::keyring::Purpose;
 use crate::gateway::Gateway;
+use crate::metrics::Metrics;
 use crate::model::audit::Entry;
 use crate::slots::Slots;
 use crate::store::backend::Db;
@@ -126,6 +125,8 @@ pub struct Vault {
     pub bell: EventBell,
     /// Who did what.
     pub audit: Audit,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Vault {
@@ -138,7 +139,9 @@ impl Vault {
         policy: Policy,
     ) -> Result<Self, NoEntropy> {
         let instance = InstanceId::make()?;
-        let audit = Audit::new(instance.clone(), clock.clone());
+        let mut audit = Audit::new(instance.clone(), clock.clone());
+        let metrics = Arc::new(Metrics::default());
+        audit.count_into(metrics.audit());
         Ok(Self {
             db,
             keys,
@@ -152,7 +155,15 @@ impl Vault {
             policy,
             running: Running::default(),
             bell: EventBell::default(),
+            metrics,
         })
+    }
+
+    /// Counts into `metrics` from now on.
+    pub fn counting(mut self, metrics: Arc<Metrics>) -> Self {
+        self.audit.count_into(metrics.audit());
+        self.metrics = metrics;
+        self
     }
 
     /// Waits, for as long as one attempt may last, until every payment that is on its way has its answer
@@ -164,17 +175,6 @@ impl Vault {
                 "payments are still on their way; inquiries will tell their outcome"
             );
         }
-    }
-
-    /// Whether the vault can work: the database answers, and the keys open what they seal.
-    pub async fn check(&self) -> Result<(), OpError> {
-        self.db.find("SELECT 1 AS one", &[]).await?;
-        let key = self.keys.active(Purpose::Card)?;
-        let merchant = Merchant::parse("canary").ok_or(OpenError)?;
-        let place = Place { merchant: &merchant, record: "canary", field: Field::Details };
-        let sealed = envelope::seal(&key, &place, &SecretBuf::from_vec(b"canary".to_vec()))?;
-        envelope::open(&key, &place, &sealed)?;
-        Ok(())
     }
 
     /// Wipes what is held in memory: nothing will use it any more.

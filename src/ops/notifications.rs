@@ -64,6 +64,7 @@ impl Vault {
         let gateway = self.accounts.get(&account).ok_or(NotTaken::Forged)?;
         let verified = gateway.verify_notification(path, headers, body).map_err(|reason| {
             tracing::warn!(%reason, "a notification does not verify");
+            self.metrics.notification("unread", "forged");
             NotTaken::Forged
         })?;
         let now = self.now();
@@ -71,11 +72,28 @@ impl Vault {
         let timely = age.is_some_and(|age| u128::from(age) <= CLOCK_SKEW.as_millis());
         let told = Told { account, timely };
         let gateway = Actor::gateway(&told.account);
-        acting(gateway, self.apply(&told, &verified.verified())).await.map_err(NotTaken::NotRecorded)
+        let verified = verified.verified();
+        let notice = read(&verified);
+        let kind = match &notice {
+            None => "not_json",
+            Some(Notice::Payment { .. }) => "payment",
+            Some(Notice::Capture { .. }) => "capture",
+            Some(Notice::Refund { .. }) => "refund",
+            Some(Notice::Dispute { .. }) => "dispute",
+            Some(Notice::Other) => "other",
+        };
+        let applied = acting(gateway, self.apply(&told, notice, &verified)).await;
+        self.metrics.notification(kind, if applied.is_ok() { "taken" } else { "not_recorded" });
+        applied.map_err(NotTaken::NotRecorded)
     }
 
-    async fn apply(self: &Arc<Self>, told: &Told, notice: &Verified<'_>) -> Result<(), OpError> {
-        match read(notice) {
+    async fn apply(
+        self: &Arc<Self>,
+        told: &Told,
+        read: Option<Notice>,
+        notice: &Verified<'_>,
+    ) -> Result<(), OpError> {
+        match read {
             None => {
                 // It cannot be cleaned, so it cannot be kept; the payment's own inquiry tells the same.
                 tracing::error!(alarm = true, "a signed notification is not JSON");

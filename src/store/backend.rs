@@ -20,6 +20,8 @@ use sqlx::sqlite::{
 use sqlx::{Postgres, Row as _, Sqlite, Transaction};
 use zeroize::Zeroizing;
 
+use crate::metrics::PoolFacts;
+
 /// How long a request waits for a connection or for SQLite's write lock.
 const WAIT: Duration = Duration::from_secs(5);
 /// Connections for reading (SQLite) or for everything (PostgreSQL).
@@ -351,6 +353,19 @@ impl Db {
             Engine::Postgres(pool) => Begun::Postgres(pool.begin().await?),
         };
         Ok(Tx { begun, passage })
+    }
+
+    /// The connections of each pool.
+    pub fn pools(&self) -> Vec<PoolFacts> {
+        fn facts<DB: sqlx::Database>(name: &'static str, pool: &sqlx::Pool<DB>) -> PoolFacts {
+            let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
+            let most = pool.options().get_max_connections();
+            PoolFacts { name, used: pool.size().saturating_sub(idle), idle, most }
+        }
+        match &self.engine {
+            Engine::Sqlite { writer, readers } => vec![facts("writer", writer), facts("readers", readers)],
+            Engine::Postgres(pool) => vec![facts("all", pool)],
+        }
     }
 
     /// Ends every connection; what was committed is on disk.

@@ -7,6 +7,7 @@ use super::backend::{Arg, Db, Row, StoreError, Tx};
 use crate::base::clock::Millis;
 use crate::base::ids::{EventId, Merchant};
 use crate::base::json::Object;
+use crate::metrics::Waiting;
 use crate::model::event::{Cursor, Event, EventKind};
 
 /// An event to insert.
@@ -123,4 +124,12 @@ pub async fn list_events(
          ORDER BY position LIMIT $3";
     let args = [Arg::Text(merchant.as_str()), Arg::Int(after.position()), Arg::Int(limit)];
     db.list(SQL, &args).await?.iter().map(event).collect()
+}
+
+/// How many committed events have no position yet, and when the oldest was written.
+pub async fn count_waiting(db: &Db) -> Result<Waiting, StoreError> {
+    const SQL: &str =
+        "SELECT COUNT(*) AS count, MIN(created_at) AS oldest FROM events WHERE position IS NULL";
+    let row = db.find(SQL, &[]).await?.ok_or(StoreError::Damaged)?;
+    Ok(Waiting { count: row.int("count")?, oldest: row.int_or_null("oldest")?.map(Millis) })
 }

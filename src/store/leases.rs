@@ -32,3 +32,12 @@ pub async fn release(db: &Db, name: &str, owner: &InstanceId) -> Result<bool, St
     const SQL: &str = "DELETE FROM leases WHERE name = $1 AND owner = $2";
     Ok(db.execute(SQL, &[Arg::Text(name), Arg::Text(owner.as_str())]).await? == 1)
 }
+
+/// Writes a row and takes it back: whether the database takes a write.
+pub async fn try_write(db: &Db, owner: &InstanceId) -> Result<(), StoreError> {
+    const SQL: &str = "INSERT INTO leases (name, owner, until) VALUES ($1, $2, 0)";
+    let name = format!("check {owner}");
+    let mut tx = db.begin_write().await?;
+    tx.execute(SQL, &[Arg::Text(&name), Arg::Text(owner.as_str())]).await?;
+    tx.rollback().await
+}

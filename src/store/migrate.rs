@@ -52,6 +52,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0030_audit.sql"),
         include_str!("../../migrations/postgres/0030_audit.sql"),
     ),
+    (
+        45,
+        "open payments",
+        include_str!("../../migrations/sqlite/0045_open_payments.sql"),
+        include_str!("../../migrations/postgres/0045_open_payments.sql"),
+    ),
 ];
 
 /// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock. Where nothing is to be

@@ -7,6 +7,7 @@ use crate::base::ids::{
     AgreementId, CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId,
 };
 use crate::base::sealed::Sealed;
+use crate::metrics::Waiting;
 use crate::model::agreement::Initiator;
 use crate::model::decline::Decline;
 use crate::model::payment::Status;
@@ -594,4 +595,22 @@ pub async fn close_cancel(
          WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN'";
     let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::TextOrNull(code)];
     Ok(tx.execute(SQL, &args).await? == 1)
+}
+
+/// How many payments have no final status, and when the oldest was asked for.
+pub async fn count_open(db: &Db) -> Result<Vec<(Status, Waiting)>, StoreError> {
+    const SQL: &str = "SELECT status, COUNT(*) AS count, MIN(created_at) AS oldest FROM payments \
+         WHERE status IN ('UNKNOWN', 'PROCESSING') GROUP BY status";
+    let rows = db.list(SQL, &[]).await?;
+    let mut open = vec![(Status::Unknown, Waiting::default()), (Status::Processing, Waiting::default())];
+    for row in rows {
+        let status = Status::parse(&row.text("status")?).ok_or(StoreError::Damaged)?;
+        for (known, waiting) in &mut open {
+            if *known == status {
+                let oldest = row.int_or_null("oldest")?.map(Millis);
+                *waiting = Waiting { count: row.int("count")?, oldest };
+            }
+        }
+    }
+    Ok(open)
 }

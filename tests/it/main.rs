@@ -20,6 +20,7 @@ mod main_job;
 mod no_double_charge;
 mod notifications;
 mod operations;
+mod ops_plane;
 mod outage;
 mod payments;
 mod scrubbing;

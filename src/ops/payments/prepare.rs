@@ -25,6 +25,7 @@ use crate::model::audit::Entry;
 use crate::model::card::{Details, TypedCard};
 use crate::model::decline::Decline;
 use crate::model::pay_request::{CardForm, PayRequest, Sensitive};
+use crate::model::payment::Status;
 use crate::model::rules::{self, AgreementFacts, Asked, Asks, CardFacts, Column, Limits, Reason, Refusal};
 use crate::slots::{self, Taken};
 use crate::store::agreements::{AgreementRow, card_past, find_agreement, insert_agreement};
@@ -489,7 +490,10 @@ impl Vault {
             self.slots.put_back(held.taken);
         }
         match recorded? {
-            Inserted::Yes => Ok(Recorded::Ready(Box::new(prepared.attempt))),
+            Inserted::Yes => {
+                self.metrics.payment(Status::Unknown);
+                Ok(Recorded::Ready(Box::new(prepared.attempt)))
+            }
             Inserted::InUse => Ok(Recorded::InUse),
             Inserted::CardGone => Err(unknown_card()),
             Inserted::AgreementGone => Err(Refusal::StoredCredential(Reason::AgreementEnded).into()),

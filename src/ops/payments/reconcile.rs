@@ -77,6 +77,7 @@ impl Vault {
             Due::Payment(row) => self.look_at_payment(&row).await,
             Due::Operation(row) => self.look_at_operation(&row).await,
         };
+        self.metrics.look(done.is_ok());
         if let Err(error) = done {
             tracing::warn!(error = &error as &dyn std::error::Error, "a look at the gateway failed");
         }

@@ -198,6 +198,9 @@ impl Vault {
             tx.note(&Entry::done("payment.change", before.payment_request_id.as_str()).with(detail)).await?;
         }
         tx.commit().await?;
+        if change.to != change.from {
+            self.metrics.payment(change.to);
+        }
         if event.is_some() || news {
             self.bell.ring_written();
         }

@@ -105,6 +105,8 @@ impl TestVault {
         gateway.base_url = sandbox.base_url();
         gateway.timeout_ms = GATEWAY_TIMEOUT_MS;
         gateway.connect_timeout_ms = 1_000;
+        // Nobody balances load here.
+        config.ops.drain_ms = 0;
         change(&mut config);
         let mut vault = Self {
             dir,
@@ -215,6 +217,7 @@ impl TestVault {
         });
         let address = ready.split("api=https://").nth(1).and_then(|rest| rest.split(' ').next());
         self.address = address.and_then(|text| text.parse().ok()).expect("an address");
+        self.health = ready.split("ops=http://").nth(1).and_then(|text| text.parse().ok());
         child
     }
 
@@ -240,6 +243,20 @@ impl TestVault {
         stream.read_to_string(&mut answer).await.expect("read");
         let first = answer.lines().next().unwrap_or_default();
         format!("{first} {}", answer.rsplit("\r\n").next().unwrap_or_default())
+    }
+
+    /// What the operators' plane answers: status and body.
+    pub async fn operators(&self, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream =
+            tokio::net::TcpStream::connect(self.health.expect("a health listener")).await.expect("connect");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("write");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("read");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+        (status, body)
     }
 
     /// Runs a command of the real program with this vault's configuration file.
