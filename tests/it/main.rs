@@ -12,6 +12,7 @@ mod command_line;
 mod cvv;
 mod deployed_database;
 mod egress;
+mod durability;
 mod events;
 mod features;
 mod isolation;

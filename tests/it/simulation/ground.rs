@@ -212,13 +212,14 @@ impl Process {
         task.abort_handle()
     }
 
-    /// Takes a turn of the reconciler.
-    pub fn reconcile(&self) {
-        let vault = self.vault.clone();
-        self.warm.runtime.spawn(async move {
-            // A database that is away fails a turn, and the next one comes.
-            let _ = vault.reconcile_once(20).await;
-        });
+    /// Begins something that nobody waits for.
+    pub fn begin(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.warm.runtime.spawn(work);
+    }
+
+    /// The same database and gates, for work beside the vault.
+    pub fn db(&self) -> Db {
+        self.vault.db.clone()
     }
 
     /// As [`Self::reconcile`], to its end; tells how much there was.

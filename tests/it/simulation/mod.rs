@@ -6,9 +6,11 @@
 #![allow(dead_code, reason = "schedules by hand use a part of this")]
 
 mod check;
+mod flows;
 mod gateway;
 mod ground;
 mod named;
+mod points;
 mod random;
 mod schedule;
 mod world;

@@ -35,13 +35,13 @@ fn on_both(name: &str, schedule: impl Fn(&mut Simulation<'_>)) {
 }
 
 /// What the gateway comes to for the next payment.
-fn next_is(simulation: &Simulation<'_>, state: State) {
+pub fn next_is(simulation: &Simulation<'_>, state: State) {
     let id = format!("{}PAY{}", simulation.prefix, simulation.next_name + 1);
     simulation.model.outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, state);
 }
 
 /// Pays with a card and its CVV once, so that the card is known.
-fn know_the_card(simulation: &mut Simulation<'_>) {
+pub fn know_the_card(simulation: &mut Simulation<'_>) {
     next_is(simulation, State::Paid);
     simulation.pay(0, Kind::Typed, 100, false);
 }

@@ -160,14 +160,20 @@ impl<'g> Simulation<'g> {
         let card = r#"{"cardNo":"5555555555554444","expiryMonth":"12","expiryYear":"29"}"#;
         let made = self.ask(0, "POST", "/v1/cards", card, Ask::Other);
         let card = text_at(&self.told(made), "/cardId");
-        let id = format!("{}OPEN", self.prefix);
-        self.model.outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), State::Paid);
-        let body = filled(&OPENS, &id, 4000, false).replace("@CARD@", &card);
-        self.pay_as(0, &id, Kind::Reference, body, 4000);
+        let id = self.pay_opening(&card);
         let shown = self.ask(0, "GET", &format!("/v1/payments/{id}"), "", Ask::Other);
         let agreement = text_at(&self.told(shown), "/agreementId");
         assert!(agreement.starts_with("agr_"), "{:?}", self.told(shown));
         self.agreement = Some((agreement, card));
+    }
+
+    /// Asks for the payment that opens an agreement on a card.
+    pub fn pay_opening(&mut self, card: &str) -> String {
+        let id = format!("{}OPEN", self.prefix);
+        self.model.outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), State::Paid);
+        let body = filled(&OPENS, &id, 4000, false).replace("@CARD@", card);
+        self.pay_as(0, &id, Kind::Reference, body, 4000);
+        id
     }
 
     /// Starts a process in a place that has none.
@@ -286,11 +292,26 @@ impl<'g> Simulation<'g> {
 
     /// A turn of a process's reconciler.
     pub fn reconcile(&mut self, slot: usize) {
+        let vault = self.process(slot).vault.clone();
+        self.begin(slot, "looks for what is due", async move {
+            // A database that is away fails a turn, and the next one comes.
+            let _ = vault.reconcile_once(20).await;
+        });
+    }
+
+    /// Begins something in a process that nobody waits for, and runs until everything waits.
+    pub fn begin(&mut self, slot: usize, what: &str, work: impl Future<Output = ()> + Send + 'static) {
         let process = self.process(slot);
         let id = process.id;
-        self.world.note(format!("p{id} looks for what is due"));
-        process.reconcile();
+        self.world.note(format!("p{id} {what}"));
+        process.begin(work);
         self.run_process(id);
+    }
+
+    /// Every caller hangs up.
+    pub fn hang_up_all(&mut self) {
+        let calls: Vec<u64> = self.calls.keys().copied().collect();
+        calls.into_iter().for_each(|call| self.hang_up(call));
     }
 
     /// Delivers one of the gateway's notifications, perhaps not for the first time.
@@ -333,6 +354,12 @@ impl<'g> Simulation<'g> {
     /// The answer to a call, if there is one.
     pub fn told(&self, number: u64) -> Option<Told> {
         self.last.get(&number).cloned()
+    }
+
+    /// A text member of every answer that has it.
+    pub fn told_texts(&self, pointer: &str) -> Vec<String> {
+        let texts = self.last.values().map(|told| text_at(&Some(told.clone()), pointer));
+        texts.filter(|text| !text.is_empty()).collect()
     }
 
     /// Looks at the answers that have come.

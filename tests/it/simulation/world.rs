@@ -61,6 +61,8 @@ pub enum Go {
     Fault,
     /// `U`: an unknown exception, after it was carried out.
     FaultAfter,
+    /// The task that waits ends here: its future is dropped, and the process lives on.
+    Dropped,
     /// An answer that is signed by somebody else and says `F`.
     Forged,
     /// A signed answer about another payment or sum.
@@ -168,6 +170,8 @@ impl World {
         };
         // Nobody lets it go: the process has died, and this future with it.
         match waiting.await {
+            // It unwinds without the words of a panic.
+            Ok(Go::Dropped) => std::panic::resume_unwind(Box::new("dropped at a gate")),
             Ok(go) => go,
             Err(_) => std::future::pending().await,
         }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each story uses a part of this")]
 
+pub mod cut;
 pub mod gateway;
 pub mod leak;
 pub mod notices;

@@ -249,6 +249,19 @@ impl Cluster {
         }
     }
 
+    /// Kills every process of the server at once, so that none has time to write what only memory holds.
+    pub fn crash_whole(&mut self) {
+        use rustix::process::{Signal, kill_process};
+        let pid = postmaster(&self.folder).expect("a running server");
+        // Stopped, it starts no others while they are listed.
+        kill_process(pid, Signal::STOP).expect("stop");
+        for child in children(pid) {
+            // One that has ended by itself is as good.
+            let _ = kill_process(child, Signal::KILL);
+        }
+        self.crash();
+    }
+
     /// Starts the server, on the same port as before if it had one, and waits until it answers.
     pub async fn launch(&mut self) {
         let fixed = self.port != 0;
@@ -381,6 +394,22 @@ fn postmaster(folder: &Path) -> Option<rustix::process::Pid> {
     // While `initdb` runs, its single-user server writes its id as a negative number.
     let id: i32 = text.lines().next()?.trim().parse().ok()?;
     rustix::process::Pid::from_raw(id.checked_abs()?)
+}
+
+/// The processes whose parent this is. Each of PostgreSQL's has a process group of its own.
+fn children(parent: rustix::process::Pid) -> Vec<rustix::process::Pid> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // The name may hold anything, and ends with the last parenthesis; state and parent follow.
+        let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let its_parent = after.split_whitespace().nth(1).and_then(|text| text.parse::<i32>().ok());
+        let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if its_parent == Some(parent.as_raw_nonzero().get()) {
+            found.extend(id.and_then(rustix::process::Pid::from_raw));
+        }
+    }
+    found
 }
 
 /// Removes the folders of clusters whose keeper was killed too. A young one may be being made.

@@ -32,6 +32,9 @@ pub const HOSTED: &str = include_str!("../../samples/pay-hosted-page.json");
 /// The sample's card number.
 pub const SAMPLE_PAN: &str = "4117347806156383";
 
+/// Variables that speak to the tests; the program takes them for keys of its configuration that are not there.
+const FOR_TESTS: [&str; 2] = ["CARDVAULT_KILL_ROUNDS", "CARDVAULT_CUTS"];
+
 /// How long a call to the gateway may take here; a silent sandbox is silent for longer.
 const GATEWAY_TIMEOUT_MS: u64 = 2_000;
 /// How long a slow answer of the sandbox takes; silence takes four times as long.
@@ -201,7 +204,11 @@ impl TestVault {
         let changed = self.dir.path().join("program.toml");
         std::fs::write(&changed, text.to_string()).expect("a file");
         let log = std::fs::File::create(self.program_log()).expect("a file");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_cardvault"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_cardvault"));
+        for name in FOR_TESTS {
+            child.env_remove(name);
+        }
+        let mut child = child
             .args(["serve", "--config"])
             .arg(changed)
             .env("CARDVAULT_LOG", "trace")
@@ -267,6 +274,9 @@ impl TestVault {
     /// A command of the real program with this vault's configuration file, not started yet.
     pub fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cardvault"));
+        for name in FOR_TESTS {
+            command.env_remove(name);
+        }
         command
             .args(arguments)
             .env("CARDVAULT_CONFIG", self.dir.path().join("cardvault.toml"))

@@ -1,0 +1,191 @@
+//! What was acknowledged is never lost, and nothing happens twice: the vault is killed, its database is
+//! killed, the connection between them is cut. docs/durability.md says what each test shows, and how each
+//! was made to fail.
+
+mod load;
+mod truth;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::subscriber::NoSubscriber;
+
+use super::support::cut::{Cut, Network};
+use super::support::postgres::{Binaries, Cluster, Durability};
+use super::support::vault::{TestVault, fresh_pan};
+use super::support::{Database, Engine, eventually, left_out, say};
+use load::{Book, Load};
+
+/// How often something is killed; `CARDVAULT_KILL_ROUNDS` says otherwise.
+const ROUNDS: u64 = 25;
+/// Callers at once.
+const CALLERS: usize = 6;
+
+/// How often the connection to PostgreSQL is cut; `CARDVAULT_CUTS` says otherwise.
+const CUTS: u64 = 100;
+/// What is written in the transactions whose commits are cut.
+const WRITES: [&str; 7] = [
+    "INSERT cards",
+    "UPDATE cards",
+    "INSERT payments",
+    "UPDATE payments",
+    "INSERT operations",
+    "UPDATE operations",
+    "INSERT audit",
+];
+
+fn rounds() -> u64 {
+    number("CARDVAULT_KILL_ROUNDS").unwrap_or(ROUNDS)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Runs a story whose thousands of calls are not captured by the leak guard: they would not fit. Others search
+/// what is logged.
+fn quietly(story: impl Future<Output = ()>) {
+    let quiet = || std::mem::forget(tracing::subscriber::set_default(NoSubscriber::new()));
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().on_thread_start(quiet).build().expect("a runtime");
+    tracing::subscriber::with_default(NoSubscriber::new(), || runtime.block_on(story));
+}
+
+/// A cluster as in production, that says little, and a database in it.
+async fn cluster(story: &str) -> Option<(Cluster, Database)> {
+    let Some(binaries) = Binaries::find() else {
+        left_out(story);
+        return None;
+    };
+    let cluster = Cluster::start(&binaries, Durability::Full).await;
+    let db = Database::in_cluster(&cluster).await;
+    let name = db.url.rsplit('/').next().unwrap_or_default();
+    for setting in ["log_statement = 'none'", "log_min_messages = 'warning'"] {
+        cluster.as_superuser(&format!("ALTER DATABASE {name} SET {setting}")).await;
+    }
+    Some((cluster, db))
+}
+
+/// A vault that is to be started as a program, with its log at the level of production.
+async fn vault(db: &Database) -> TestVault {
+    let mut vault = TestVault::start(db).await;
+    vault.environment.push(("CARDVAULT_LOG".to_owned(), "info".to_owned()));
+    vault
+}
+
+/// A random moment while callers are at work.
+async fn some_time() {
+    let random: [u8; 2] = cardvault::base::entropy::array().expect("entropy");
+    tokio::time::sleep(Duration::from_millis(60 + u64::from(u16::from_be_bytes(random)) % 340)).await;
+}
+
+async fn finish(vault: TestVault, book: &Book) {
+    let some: Vec<String> = book.notes().cards.keys().step_by(25).cloned().collect();
+    vault.finish(&some.iter().map(String::as_str).collect::<Vec<_>>()).await;
+}
+
+/// The real program is killed at any instant, and another one starts on its database.
+async fn a_killed_vault(db: Database) {
+    let mut vault = vault(&db).await;
+    let (book, started) = (Arc::new(Book::default()), Instant::now());
+    let known = book.store(&vault.client("checkout"), &fresh_pan()).await.expect("a card");
+    for _ in 0..rounds() {
+        let mut program = vault.start_program().await;
+        let load = Load::start(&book, &vault.client("checkout"), CALLERS, &known);
+        some_time().await;
+        program.kill().expect("killed");
+        program.wait().expect("killed");
+        load.stop().await;
+    }
+    let killing = started.elapsed();
+    truth::settle(&mut vault, &db).await;
+    let told = truth::compare(&mut vault, &db, &book).await;
+    say(&format!(
+        "{:?}, {} kills of the vault in {killing:?}, {:?} in all: {told}",
+        db.engine,
+        rounds(),
+        started.elapsed()
+    ));
+    finish(vault, &book).await;
+}
+
+/// Every process of the database's server is killed at once while the vault is at work, and it starts again.
+async fn a_killed_database(mut cluster: Cluster, db: Database) {
+    let mut vault = vault(&db).await;
+    let (book, started) = (Arc::new(Book::default()), Instant::now());
+    let known = book.store(&vault.client("checkout"), &fresh_pan()).await.expect("a card");
+    let mut program = vault.start_program().await;
+    let load = Load::start(&book, &vault.client("checkout"), CALLERS, &known);
+    for _ in 0..rounds() {
+        let before = book.answers();
+        some_time().await;
+        cluster.crash_whole();
+        cluster.launch().await;
+        eventually("callers to be served again", || async { (book.answers() > before + 10).then_some(()) })
+            .await;
+    }
+    program.kill().expect("killed");
+    program.wait().expect("killed");
+    load.stop().await;
+    let killing = started.elapsed();
+    truth::settle(&mut vault, &db).await;
+    let told = truth::compare(&mut vault, &db, &book).await;
+    say(&format!("{} kills of PostgreSQL in {killing:?}, {:?} in all: {told}", rounds(), started.elapsed()));
+    finish(vault, &book).await;
+}
+
+/// The connection breaks at commits of every kind: before the server has them, while it carries them out,
+/// before it has told so.
+async fn a_cut_connection(cluster: Cluster, db: Database) {
+    let network = Network::start(cluster.port()).await;
+    let through = db.url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", network.address.port()));
+    let mut vault = TestVault::start(&Database::at(through, Engine::Postgres, db.files.clone())).await;
+    let (book, started) = (Arc::new(Book::default()), Instant::now());
+    let known = book.store(&vault.client("checkout"), &fresh_pan()).await.expect("a card");
+    let load = Load::start(&book, &vault.client("checkout"), CALLERS, &known);
+    let cuts = number("CARDVAULT_CUTS").unwrap_or(CUTS);
+    let kinds = [Cut::Before, Cut::During, Cut::After].into_iter().cycle();
+    let writes = WRITES.into_iter().cycle();
+    for (cut, what) in kinds.zip(writes).take(usize::try_from(cuts).expect("a count")) {
+        network.arm(cut, what);
+        eventually(what, || async { (!network.is_armed()).then_some(()) }).await;
+    }
+    load.stop().await;
+    let cutting = started.elapsed();
+    truth::settle(&mut vault, &db).await;
+    let told = truth::compare(&mut vault, &db, &book).await;
+    say(&format!("{} cuts in {cutting:?}, {:?} in all: {told}", network.cuts().len(), started.elapsed()));
+    finish(vault, &book).await;
+}
+
+#[test]
+fn a_killed_vault_loses_nothing_on_sqlite() {
+    quietly(a_killed_vault(Database::sqlite()));
+}
+
+#[test]
+fn a_killed_vault_loses_nothing_on_postgres() {
+    quietly(async {
+        let name = "durability::a_killed_vault_loses_nothing_on_postgres";
+        let Some((_cluster, db)) = cluster(name).await else { return };
+        a_killed_vault(db).await;
+    });
+}
+
+#[test]
+fn a_killed_postgres_loses_nothing() {
+    quietly(async {
+        let Some((cluster, db)) = cluster("durability::a_killed_postgres_loses_nothing").await else {
+            return;
+        };
+        a_killed_database(cluster, db).await;
+    });
+}
+
+#[test]
+fn a_cut_connection_loses_nothing() {
+    quietly(async {
+        let Some((cluster, db)) = cluster("durability::a_cut_connection_loses_nothing").await else { return };
+        a_cut_connection(cluster, db).await;
+    });
+}

@@ -1,0 +1,409 @@
+//! What the vault does, as flows whose points are walked through one by one.
+
+use super::gateway::State;
+use super::named::{know_the_card, next_is};
+use super::points::count;
+use super::schedule::{Ask, Kind, Simulation, text_at};
+use super::world::{Go, What};
+
+/// Something that changes state.
+pub struct Flow {
+    /// As the list in docs/durability.md has it.
+    pub name: &'static str,
+    /// What must be there first, in calm; what the flow is about.
+    pub prepare: fn(&mut Simulation<'_>) -> String,
+    pub start: fn(&mut Simulation<'_>, &str),
+    /// It is asked for again in calm, as a caller would do; what is wrong then.
+    pub again: fn(&mut Simulation<'_>, &str) -> Vec<String>,
+}
+
+const NEW: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear":"30"}"#;
+const RETYPED: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"12","expiryYear":"31"}"#;
+const WITH_CVV: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear":"30","cvv":"851"}"#;
+const PATCH: &str = r#"{"expiryMonth":"12","expiryYear":"31"}"#;
+
+/// Every flow.
+pub const FLOWS: &[Flow] = &[
+    Flow { name: "tokenise a new card", prepare: nothing, start: |s, _| store(s, NEW), again: stored_once },
+    Flow {
+        name: "tokenise a known card",
+        prepare: |s| made(s, NEW),
+        start: |s, _| store(s, RETYPED),
+        again: |s, card| {
+            let same = made(s, RETYPED) == card && shown_year(s, card) == "31";
+            let mut wrong = stored_once(s, card);
+            wrong.extend((!same).then(|| "a known card is another, or is not changed".to_owned()));
+            wrong
+        },
+    },
+    Flow {
+        name: "tokenise with a CVV",
+        prepare: nothing,
+        start: |s, _| store(s, WITH_CVV),
+        again: |s, _| {
+            made(s, WITH_CVV);
+            stored_once(s, "")
+        },
+    },
+    Flow {
+        name: "update a card",
+        prepare: |s| made(s, NEW),
+        start: |s, card| change(s, "PATCH", card, PATCH),
+        again: |s, card| {
+            let mut wrong = expect(s, "PATCH", &format!("/v1/cards/{card}"), PATCH, &[200]);
+            wrong.extend((shown_year(s, card) != "31").then(|| "is not changed".to_owned()));
+            wrong
+        },
+    },
+    Flow {
+        name: "erase a card",
+        prepare: |s| {
+            s.open_agreement();
+            s.agreement.clone().expect("an agreement").1
+        },
+        start: |s, card| change(s, "DELETE", card, ""),
+        again: |s, card| {
+            let mut wrong = expect(s, "DELETE", &format!("/v1/cards/{card}"), "", &[204, 404]);
+            wrong.extend(expect(s, "GET", &format!("/v1/cards/{card}"), "", &[404]));
+            let left = count(
+                s,
+                "SELECT count(*) AS many FROM cards WHERE merchant = $1 AND erased_at IS NOT NULL AND pan IS NULL",
+            );
+            wrong.extend((left != 1).then(|| "something of the card is left".to_owned()));
+            wrong.extend(ended(s));
+            wrong
+        },
+    },
+    Flow {
+        name: "hold a CVV",
+        prepare: nothing,
+        start: |s, _| s.hold_cvv(0),
+        again: |s, _| {
+            s.hold_cvv(0);
+            next_is(s, State::Paid);
+            let id = s.pay(0, Kind::Reference, 500, false);
+            told_last(s, &id, &["AUTHORIZED"])
+        },
+    },
+    Flow {
+        name: "pay by reference",
+        prepare: paid_next,
+        start: |s, _| pay(s, Kind::Reference),
+        again: paid_again,
+    },
+    Flow {
+        name: "pay by reference with a held CVV",
+        prepare: |s| {
+            s.hold_cvv(0);
+            paid_next(s)
+        },
+        start: |s, _| pay(s, Kind::Reference),
+        again: paid_again,
+    },
+    Flow {
+        name: "pay with a new card and its CVV",
+        prepare: paid_next,
+        start: |s, _| pay(s, Kind::Typed),
+        again: paid_again,
+    },
+    Flow {
+        name: "pay with a known card and its CVV",
+        prepare: |s| {
+            know_the_card(s);
+            paid_next(s)
+        },
+        start: |s, _| pay(s, Kind::Typed),
+        again: paid_again,
+    },
+    Flow {
+        name: "pay, and be declined",
+        prepare: |s| next(s, State::Declined),
+        start: |s, _| pay(s, Kind::Reference),
+        again: paid_again,
+    },
+    Flow {
+        name: "pay, and open an agreement",
+        prepare: |s| made(s, NEW),
+        start: |s, card| drop(s.pay_opening(card)),
+        again: |s, _| {
+            let id = format!("{}OPEN", s.prefix);
+            let mut wrong = paid_again(s, &id);
+            let shown = s.ask(0, "GET", &format!("/v1/payments/{id}"), "", Ask::Other);
+            let (agreement, status) =
+                (text_at(&s.told(shown), "/agreementId"), text_at(&s.told(shown), "/status"));
+            let shown = s.ask(0, "GET", &format!("/v1/agreements/{agreement}"), "", Ask::Other);
+            let state = text_at(&s.told(shown), "/state");
+            let fits = state == if status == "AUTHORIZED" { "ACTIVE" } else { "ENDED" };
+            wrong.extend((!fits).then(|| format!("the agreement is {state}, its payment {status}")));
+            wrong
+        },
+    },
+    Flow {
+        name: "pay by the merchant",
+        prepare: |s| {
+            s.open_agreement();
+            paid_next(s)
+        },
+        start: |s, _| pay(s, Kind::Merchant),
+        again: paid_again,
+    },
+    Flow {
+        name: "withdraw an agreement",
+        prepare: |s| {
+            s.open_agreement();
+            s.agreement.clone().expect("an agreement").0
+        },
+        start: |s, id| {
+            s.ask(0, "DELETE", &format!("/v1/agreements/{id}"), "", Ask::Other);
+        },
+        again: |s, id| {
+            let mut wrong = expect(s, "DELETE", &format!("/v1/agreements/{id}"), "", &[200, 204]);
+            wrong.extend(ended(s));
+            wrong
+        },
+    },
+    Flow {
+        name: "capture",
+        prepare: |s| paid(s, true),
+        start: |s, id| drop(s.operate(0, id, true, 200)),
+        again: operated_again,
+    },
+    Flow {
+        name: "refund",
+        prepare: |s| paid(s, false),
+        start: |s, id| drop(s.operate(0, id, false, 200)),
+        again: operated_again,
+    },
+    Flow {
+        name: "cancel",
+        prepare: |s| paid(s, false),
+        start: |s, id| s.cancel(0, id),
+        again: |s, id| {
+            s.cancel(0, id);
+            Vec::new()
+        },
+    },
+    Flow {
+        name: "be notified",
+        prepare: |s| unclear(s, Kind::Reference, is_answer),
+        start: |s, _| s.deliver(0, 0, false, false),
+        again: |s, id| {
+            s.deliver(0, 0, false, false);
+            paid_again(s, id)
+        },
+    },
+    Flow {
+        name: "follow up what had no answer",
+        prepare: nothing,
+        start: |s, _| followed(s, is_answer),
+        again: |s, _| paid_again(s, &name(s, 1)),
+    },
+    Flow {
+        name: "follow up what never arrived",
+        prepare: nothing,
+        start: |s, _| followed(s, is_call),
+        again: |s, _| paid_again(s, &name(s, 1)),
+    },
+    Flow {
+        name: "look at a payment that had no answer",
+        prepare: |s| later(s, Kind::Reference, is_answer, 70_000),
+        start: |s, _| s.reconcile(0),
+        again: paid_again,
+    },
+    Flow {
+        name: "look at a payment that never arrived",
+        prepare: |s| later(s, Kind::Reference, is_call, 70_000),
+        start: |s, _| s.reconcile(0),
+        again: paid_again,
+    },
+    Flow {
+        name: "look at a payment with a CVV that never arrived",
+        prepare: |s| later(s, Kind::Typed, is_call, 70_000),
+        start: |s, _| s.reconcile(0),
+        again: paid_again,
+    },
+    Flow {
+        name: "look at a payment that does not exist",
+        prepare: |s| later(s, Kind::Typed, is_call, 17 * 60_000),
+        start: |s, _| s.reconcile(0),
+        again: paid_again,
+    },
+    Flow {
+        name: "look at a capture that had no answer",
+        prepare: |s| operation_later(s, true, is_answer),
+        start: |s, _| s.reconcile(0),
+        again: operated_again,
+    },
+    Flow {
+        name: "look at a capture that never arrived",
+        prepare: |s| operation_later(s, true, is_call),
+        start: |s, _| s.reconcile(0),
+        again: operated_again,
+    },
+    Flow {
+        name: "look at a refund that had no answer",
+        prepare: |s| operation_later(s, false, is_answer),
+        start: |s, _| s.reconcile(0),
+        again: operated_again,
+    },
+    Flow {
+        name: "look at a refund that never arrived",
+        prepare: |s| operation_later(s, false, is_call),
+        start: |s, _| s.reconcile(0),
+        again: operated_again,
+    },
+];
+
+fn nothing(_: &mut Simulation<'_>) -> String {
+    String::new()
+}
+
+fn store(s: &mut Simulation<'_>, body: &str) {
+    s.ask(0, "POST", "/v1/cards", body, Ask::Other);
+}
+
+fn change(s: &mut Simulation<'_>, method: &str, card: &str, body: &str) {
+    s.ask(0, method, &format!("/v1/cards/{card}"), body, Ask::Other);
+}
+
+/// Stores a card in calm; its reference.
+fn made(s: &mut Simulation<'_>, body: &str) -> String {
+    let number = s.ask(0, "POST", "/v1/cards", body, Ask::Other);
+    text_at(&s.told(number), "/cardId")
+}
+
+/// The card is there once, beside the simulation's own, and whoever was told a reference was told this one.
+fn stored_once(s: &mut Simulation<'_>, _: &str) -> Vec<String> {
+    let card = made(s, RETYPED);
+    let told = s.told_texts("/cardId");
+    let other = told.iter().find(|told| **told != card && **told != s.card);
+    let many = count(s, "SELECT count(*) AS many FROM cards WHERE merchant = $1");
+    let mut wrong: Vec<String> =
+        other.map(|other| format!("{other} was told, and is {card}")).into_iter().collect();
+    wrong.extend((many != 2).then(|| format!("{many} cards")));
+    wrong
+}
+
+fn shown_year(s: &mut Simulation<'_>, card: &str) -> String {
+    let number = s.ask(0, "GET", &format!("/v1/cards/{card}"), "", Ask::Other);
+    text_at(&s.told(number), "/expiryYear")
+}
+
+fn expect(s: &mut Simulation<'_>, method: &str, path: &str, body: &str, good: &[u16]) -> Vec<String> {
+    let number = s.ask(0, method, path, body, Ask::Other);
+    let status = s.told(number).map(|told| told.status);
+    if status.is_some_and(|status| good.contains(&status)) {
+        return Vec::new();
+    }
+    vec![format!("{method} again: {status:?}")]
+}
+
+/// The simulation's agreement has ended.
+fn ended(s: &mut Simulation<'_>) -> Vec<String> {
+    let id = s.agreement.clone().expect("an agreement").0;
+    let number = s.ask(0, "GET", &format!("/v1/agreements/{id}"), "", Ask::Other);
+    let state = text_at(&s.told(number), "/state");
+    if state == "ENDED" { Vec::new() } else { vec![format!("the agreement is {state}")] }
+}
+
+fn pay(s: &mut Simulation<'_>, kind: Kind) {
+    s.pay(0, kind, 500, false);
+}
+
+/// The id of the payment with a number.
+fn name(s: &Simulation<'_>, number: u64) -> String {
+    format!("{}PAY{number}", s.prefix)
+}
+
+/// Sets what the next payment comes to; its id.
+fn next(s: &mut Simulation<'_>, state: State) -> String {
+    next_is(s, state);
+    name(s, s.next_name + 1)
+}
+
+fn paid_next(s: &mut Simulation<'_>) -> String {
+    next(s, State::Paid)
+}
+
+/// A payment that is paid.
+fn paid(s: &mut Simulation<'_>, manual: bool) -> String {
+    next_is(s, State::Paid);
+    s.pay(0, Kind::Reference, 500, manual)
+}
+
+/// The last state that a caller was told.
+fn told_last(s: &Simulation<'_>, id: &str, good: &[&str]) -> Vec<String> {
+    let told = s.asked.get(id).and_then(|asked| asked.told.last().cloned());
+    if told.as_deref().is_some_and(|told| good.contains(&told)) {
+        return Vec::new();
+    }
+    vec![format!("{id} is told {told:?} in the end")]
+}
+
+/// Its caller asks again, and is told the end.
+fn paid_again(s: &mut Simulation<'_>, id: &str) -> Vec<String> {
+    s.repeat(0, id);
+    told_last(s, id, &["AUTHORIZED", "FAILED", "CANCELLED"])
+}
+
+/// The last operation of a payment is asked for again, and is settled.
+fn operated_again(s: &mut Simulation<'_>, id: &str) -> Vec<String> {
+    let (path, _, body) = s.asked[id].operations.last().cloned().expect("an operation");
+    let number = s.ask(0, "POST", &path, &body, Ask::Other);
+    let status = text_at(&s.told(number), "/status");
+    let settled = matches!(status.as_str(), "SUCCEEDED" | "FAILED");
+    if settled { Vec::new() } else { vec![format!("the operation is {status} in the end")] }
+}
+
+fn is_call(what: &What) -> bool {
+    matches!(what, What::Call(_))
+}
+
+fn is_answer(what: &What) -> bool {
+    matches!(what, What::Answer(_))
+}
+
+/// A payment whose call or answer is lost.
+fn lost(s: &mut Simulation<'_>, kind: Kind, where_lost: fn(&What) -> bool) -> String {
+    next_is(s, State::Paid);
+    s.storm(1000, 0);
+    let id = s.pay(0, kind, 500, false);
+    assert!(s.go_on(0, where_lost));
+    s.release_first(Go::Lost, where_lost);
+    s.go_on(0, |_| false);
+    id
+}
+
+/// Its sender has died.
+fn unclear(s: &mut Simulation<'_>, kind: Kind, where_lost: fn(&What) -> bool) -> String {
+    let id = lost(s, kind, where_lost);
+    s.crash(0);
+    s.start(0);
+    id
+}
+
+/// Its sender has died, and its time is over.
+fn later(s: &mut Simulation<'_>, kind: Kind, where_lost: fn(&What) -> bool, after: i64) -> String {
+    let id = unclear(s, kind, where_lost);
+    s.pass(after, false);
+    id
+}
+
+/// Its sender lives, and asks after it a second later.
+fn followed(s: &mut Simulation<'_>, where_lost: fn(&What) -> bool) {
+    lost(s, Kind::Reference, where_lost);
+    s.pass(1_000, false);
+}
+
+/// An operation whose call or answer is lost, and whose sender has died.
+fn operation_later(s: &mut Simulation<'_>, capture: bool, where_lost: fn(&What) -> bool) -> String {
+    let id = paid(s, capture);
+    s.storm(1000, 0);
+    s.operate(0, &id, capture, 200);
+    assert!(s.go_on(0, where_lost));
+    s.release_first(Go::Lost, where_lost);
+    s.crash(0);
+    s.start(0);
+    s.pass(130_000, false);
+    id
+}

@@ -1,0 +1,221 @@
+//! Every point at which state changes, of every flow: before a statement or transaction that writes, after it
+//! and before its doer knows, before a call to the gateway arrives, and before its answer does. At each of them
+//! the process dies, or what was to happen fails, or the task that does it is dropped; afterwards everything is
+//! asked for again, time passes, and all must be as the model has it.
+//!
+//! The list stands in docs/durability.md. A flow that passes other points than the list says fails here, so
+//! that no point is left out.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use cardvault::store::backend::{Arg, Work};
+
+use super::THREADS;
+use super::check::check;
+use super::flows::{FLOWS, Flow};
+use super::ground::Ground;
+use super::schedule::Simulation;
+use super::world::{Go, What};
+use crate::support::{left_out, postgres, say};
+
+const LIST: &str = include_str!("../../../docs/durability.md");
+
+/// What happens at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Dies,
+    Fails(Go),
+    Dropped,
+}
+
+/// What can happen where this waits; a call may not leave, or be lost on its way.
+fn fates(what: &What) -> Vec<Fate> {
+    let failures: &[Go] = match what {
+        What::Before(_) | What::After(_) => &[Go::Fail],
+        What::Call(_) => &[Go::NotSent, Go::Lost],
+        What::Answer(_) => &[Go::Lost],
+    };
+    let failures = failures.iter().map(|go| Fate::Fails(*go));
+    [Fate::Dies, Fate::Dropped].into_iter().chain(failures).collect()
+}
+
+/// Lets a simulation go on to a point; what it passed. It waits there, or nothing waits any more.
+fn walk(simulation: &mut Simulation<'_>, until: usize) -> Vec<What> {
+    let mut passed = Vec::new();
+    while let Some((seq, _, what)) = simulation.waiting().into_iter().next() {
+        if what != What::Before(Work::Read) {
+            if passed.len() == until {
+                break;
+            }
+            passed.push(what);
+        }
+        simulation.release(seq, Go::On);
+    }
+    passed
+}
+
+/// A flow in a simulation of its own, at its beginning.
+fn begin<'g>(ground: &'g mut Ground, flow: &Flow) -> (Simulation<'g>, String) {
+    let mut simulation = Simulation::new(ground, 0, 1);
+    let about = (flow.prepare)(&mut simulation);
+    simulation.storm(1000, 0);
+    simulation.release_all(|_| false);
+    (flow.start)(&mut simulation, &about);
+    (simulation, about)
+}
+
+fn points_of(ground: &mut Ground, flow: &Flow) -> Vec<What> {
+    let (mut simulation, _) = begin(ground, flow);
+    let passed = walk(&mut simulation, usize::MAX);
+    simulation.calm_down();
+    simulation.end();
+    passed
+}
+
+/// A flow's points as the list has them: what has both its ends is named once.
+fn shown(points: &[What]) -> String {
+    let name = |what: &What| match what {
+        What::Before(work) | What::After(work) => format!("{work:?}").to_lowercase(),
+        What::Call(name) | What::Answer(name) => name.split(' ').next().unwrap_or_default().to_owned(),
+    };
+    let mut words = Vec::new();
+    let mut left = points.iter().peekable();
+    while let Some(what) = left.next() {
+        let end = match what {
+            What::Before(work) => What::After(*work),
+            What::Call(name) => What::Answer(name.clone()),
+            What::After(_) | What::Answer(_) => {
+                words.push(format!("({} ends)", name(what)));
+                continue;
+            }
+        };
+        if left.next_if(|next| **next == end).is_some() {
+            words.push(name(what));
+        } else {
+            words.push(format!("({} begins)", name(what)));
+        }
+    }
+    words.join(", ")
+}
+
+/// The list, by flow.
+fn listed() -> BTreeMap<&'static str, &'static str> {
+    let lines = LIST.split("```points\n").nth(1).and_then(|rest| rest.split("```").next());
+    let lines = lines.expect("the list of points in docs/durability.md").lines();
+    lines.map(|line| line.split_once(": ").expect("a flow and its points")).collect()
+}
+
+/// Runs a flow, has something happen at a point, and tells what is wrong in the end.
+fn run(ground: &mut Ground, flow: &Flow, point: usize, fate: Fate) -> (Vec<String>, Vec<String>) {
+    let (mut simulation, about) = begin(ground, flow);
+    walk(&mut simulation, point);
+    let waiting = simulation.waiting();
+    let Some((seq, ..)) = waiting.first() else { return (vec!["is not reached".to_owned()], Vec::new()) };
+    match fate {
+        Fate::Dies => {
+            simulation.crash(0);
+            simulation.start(0);
+        }
+        Fate::Fails(go) => simulation.release(*seq, go),
+        Fate::Dropped => {
+            simulation.hang_up_all();
+            simulation.release(*seq, Go::Dropped);
+        }
+    }
+    simulation.calm_down();
+    let mut wrong = (flow.again)(&mut simulation, &about);
+    simulation.calm_down();
+    wrong.extend(check(&mut simulation));
+    let log = simulation.log();
+    if wrong.is_empty() {
+        simulation.end();
+    }
+    (wrong, log)
+}
+
+/// What came of the flows.
+#[derive(Default)]
+struct Outcome {
+    failed: Vec<String>,
+    points: usize,
+    runs: usize,
+}
+
+/// Has everything happen at every point of a flow.
+fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outcome {
+    let passed = points_of(ground, flow);
+    let found = shown(&passed);
+    let mut outcome = Outcome { points: passed.len(), ..Outcome::default() };
+    if listed != Some(found.as_str()) {
+        outcome.failed.push(format!("the list should say: {}: {found}", flow.name));
+    }
+    for (place, what) in passed.iter().enumerate() {
+        for fate in fates(what) {
+            outcome.runs += 1;
+            let (wrong, log) = run(ground, flow, place, fate);
+            if !wrong.is_empty() {
+                outcome.failed.push(format!("{}, point {place} {what:?}, {fate:?}: {wrong:?}", flow.name));
+                if std::env::var_os("CARDVAULT_SIM_LOG").is_some() {
+                    log.iter().for_each(|line| say(line));
+                }
+            }
+        }
+    }
+    outcome
+}
+
+fn every_point(engine: &str, ground: impl Fn() -> Option<Ground> + Sync) {
+    let (started, list) = (Instant::now(), listed());
+    let (next, all) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                let Some(mut ground) = ground() else { return };
+                while let Some(flow) = FLOWS.get(next.fetch_add(1, SeqCst)) {
+                    let outcome = walk_through(&mut ground, flow, list.get(flow.name).copied());
+                    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.failed.extend(outcome.failed);
+                    all.points += outcome.points;
+                    all.runs += outcome.runs;
+                }
+            });
+        }
+    });
+    let Outcome { mut failed, points, runs } = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let unknown = list.keys().filter(|name| FLOWS.iter().all(|flow| flow.name != **name));
+    failed.extend(unknown.map(|name| format!("the list has a flow that there is not: {name}")));
+    say(&format!(
+        "{engine}: {runs} runs at {points} points of {} flows in {:?}",
+        FLOWS.len(),
+        started.elapsed()
+    ));
+    assert!(failed.is_empty(), "{engine}: {} failed: {failed:#?}", failed.len());
+}
+
+#[test]
+fn every_point_ends_well_on_sqlite() {
+    every_point("SQLite", || Some(Ground::sqlite()));
+}
+
+#[test]
+fn every_point_ends_well_on_postgres() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let fresh = || runtime.block_on(postgres::fresh_quiet_database()).map(Ground::postgres);
+    if fresh().is_none() {
+        return left_out("simulation::points");
+    }
+    every_point("PostgreSQL", fresh);
+}
+
+/// A number that a query on the merchant's rows gives.
+pub fn count(simulation: &Simulation<'_>, sql: &'static str) -> i64 {
+    let merchant = simulation.merchant.as_str().to_owned();
+    simulation.ground.look(async |db| {
+        let row = db.find(sql, &[Arg::Text(&merchant)]).await.expect("a query").expect("a row");
+        row.int("many").expect("a number")
+    })
+}
