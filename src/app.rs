@@ -132,6 +132,7 @@ impl App {
         let policy = Policy {
             bin_format: config.bin_format(),
             unattached: Duration::from_secs(u64::from(config.retention.unattached_card_hours) * 3600),
+            retention: config.retention.limits(),
             declined_attempts: config.retention.declined_attempts_in_30_days,
             notify_url,
             ..policy

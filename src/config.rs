@@ -11,6 +11,7 @@ use serde::Deserialize;
 use crate::base::card::BinFormat;
 use crate::base::ids::{ClientName, GatewayAccount, Merchant};
 use crate::model::access::{Client, SanName, Scope};
+use crate::model::retention::Limits;
 use crate::ops::keys::KeyPolicy;
 
 /// Environment variables that override keys of the single sections: `CARDVAULT_API_LISTEN` is
@@ -261,13 +262,36 @@ impl KeysSection {
 pub struct RetentionSection {
     /// How long after it was typed a card without an agreement can be paid with.
     pub unattached_card_hours: u32,
+    /// How long after it was typed a card that no agreement covers is erased, and never before it can no
+    /// longer be paid with; 0 is never.
+    pub erase_unattached_after_hours: u32,
+    /// How long after its last payment or update a card is erased, whatever covers it; 0 is never.
+    pub erase_inactive_after_days: u32,
     /// Declined merchant-initiated attempts in 30 days after which no more is made with a card.
     pub declined_attempts_in_30_days: u32,
 }
 
 impl Default for RetentionSection {
     fn default() -> Self {
-        Self { unattached_card_hours: 168, declined_attempts_in_30_days: 15 }
+        Self {
+            unattached_card_hours: 168,
+            erase_unattached_after_hours: 720,
+            erase_inactive_after_days: 540,
+            declined_attempts_in_30_days: 15,
+        }
+    }
+}
+
+impl RetentionSection {
+    /// How long cards are kept.
+    pub fn limits(&self) -> Limits {
+        let hours = |hours: u32| Duration::from_secs(u64::from(hours) * 3600);
+        let unattached = self.erase_unattached_after_hours;
+        let inactive = self.erase_inactive_after_days;
+        Limits {
+            unattached: (unattached > 0).then(|| hours(unattached.max(self.unattached_card_hours))),
+            inactive: (inactive > 0).then(|| 24 * hours(inactive)),
+        }
     }
 }
 

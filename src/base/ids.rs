@@ -106,6 +106,16 @@ random_id!(
     "evt_"
 );
 random_id!(
+    /// A signed report of what was erased because its time was over: `rpt_` and 32 characters.
+    ReportId,
+    "rpt_"
+);
+random_id!(
+    /// One sweep, or one command that works through many cards: `run_` and 32 characters.
+    RunId,
+    "run_"
+);
+random_id!(
     /// One running process, from its start to its end: `boot_` and 32 characters.
     InstanceId,
     "boot_"

@@ -1,6 +1,7 @@
 //! The command line. One file for each command; errors name the cause and the mend.
 
 mod audit;
+mod cards;
 mod dev;
 mod init;
 mod keys;
@@ -34,6 +35,9 @@ enum Command {
     /// Keys: their state, rotation, re-encryption, destruction.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Cards: bring them from another vault, erase those whose time is over, prove what went.
+    #[command(subcommand)]
+    Cards(cards::Command),
     /// The audit trail: prove it, print it.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -51,6 +55,7 @@ pub async fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Keys(command) => keys::run(command).await,
+        Command::Cards(command) => cards::run(command).await,
         Command::Audit(command) => audit::run(command).await,
         Command::Sandbox(args) => sandbox::run(args).await,
         Command::Openapi => print_openapi(),

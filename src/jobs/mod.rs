@@ -4,6 +4,7 @@
 mod checkpoint;
 mod housekeeping;
 pub mod keys;
+mod retention;
 pub mod sequence;
 mod settle;
 
@@ -29,6 +30,7 @@ impl Jobs {
         let running = vec![
             ("reconciler", tokio::spawn(settle::run(Arc::clone(vault), stopping.clone()))),
             ("housekeeping", tokio::spawn(housekeeping::run(Arc::clone(vault), stopping.clone()))),
+            ("retention", tokio::spawn(retention::run(Arc::clone(vault), stopping.clone()))),
             ("follower of the keys", tokio::spawn(keys::run(Arc::clone(vault), stopping.clone()))),
             ("checkpoints", tokio::spawn(checkpoint::run(Arc::clone(vault), stopping.clone()))),
             ("audit of reads", tokio::spawn(audit_reads(Arc::clone(vault), stopping))),

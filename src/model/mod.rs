@@ -16,5 +16,6 @@ pub mod operation_view;
 pub mod pay_request;
 pub mod payment;
 pub mod payment_view;
+pub mod retention;
 pub mod rules;
 pub mod vocabulary;

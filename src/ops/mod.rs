@@ -14,6 +14,7 @@ pub mod notifications;
 pub mod operations;
 pub mod payments;
 pub mod readiness;
+pub mod retention;
 pub mod rotation;
 mod running;
 pub mod sweeps;
@@ -32,6 +33,7 @@ use crate::crypto::ephemeral::{EphemeralSealed, ProcessKey};
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::model::audit::Entry;
+use crate::model::retention::Limits;
 use crate::slots::Slots;
 use crate::store::backend::Db;
 
@@ -48,6 +50,8 @@ pub struct Policy {
     pub bin_format: BinFormat,
     /// How long after it was typed a card without an agreement can be paid with.
     pub unattached: Duration,
+    /// How long cards are kept.
+    pub retention: Limits,
     /// Declined merchant-initiated attempts in 30 days after which no more is made with a card.
     pub declined_attempts: u32,
     /// How long the process that sent a payment may repeat it and keep its CVV.
@@ -65,6 +69,7 @@ impl Default for Policy {
         Self {
             bin_format: BinFormat::Six,
             unattached: Duration::from_secs(168 * 3600),
+            retention: Limits::default(),
             declined_attempts: 15,
             attempt_deadline: crate::base::limits::ATTEMPT_DEADLINE,
             notify_url: None,

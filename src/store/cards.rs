@@ -394,6 +394,31 @@ pub async fn take_cvv(
     Ok(tx.execute(SQL, &args).await? == 1)
 }
 
+/// What is left of an erased card: id, brand, last4 and times. Ciphertext, fingerprints, BIN, buyer and the
+/// month of its expiry go.
+macro_rules! erased {
+    () => {
+        "fingerprint = NULL, fingerprint_b = NULL, pan = NULL, details = NULL, token = NULL, \
+         token_digest = NULL, token_digest_key = NULL, buyer = '', bin = '', expiry_told = NULL, \
+         cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, updated_at = $3"
+    };
+}
+pub(super) use erased;
+
+/// Notes that a payment or an agreement takes the card, and keeps the card until the transaction ends;
+/// `false` where it was erased. The value rises with each use.
+pub async fn use_card(
+    tx: &mut Tx,
+    merchant: &Merchant,
+    id: &CardId,
+    now: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE cards SET used_at = CASE WHEN used_at >= $3 THEN used_at + 1 ELSE $3 END \
+         WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL";
+    let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
+    Ok(tx.execute(SQL, &args).await? == 1)
+}
+
 /// Erases a card: ciphertext, fingerprint, BIN and buyer go; id, brand, last4 and times stay. `false`
 /// where the merchant never had it; erasing twice is erasing once.
 pub async fn erase_card(
@@ -402,11 +427,11 @@ pub async fn erase_card(
     id: &CardId,
     now: Millis,
 ) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE cards SET fingerprint = NULL, fingerprint_b = NULL, pan = NULL, details = NULL, \
-         token = NULL, token_digest = NULL, token_digest_key = NULL, buyer = '', \
-         bin = '', cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, \
-         updated_at = $3, erased_at = COALESCE(erased_at, $3) \
-         WHERE merchant = $1 AND card_id = $2";
+    const SQL: &str = concat!(
+        "UPDATE cards SET ",
+        erased!(),
+        ", erased_at = COALESCE(erased_at, $3) WHERE merchant = $1 AND card_id = $2"
+    );
     let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
     Ok(tx.execute(SQL, &args).await? == 1)
 }

@@ -47,6 +47,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0010_key_rotation.sql"),
     ),
     (
+        20,
+        "retention",
+        include_str!("../../migrations/sqlite/0020_retention.sql"),
+        include_str!("../../migrations/postgres/0020_retention.sql"),
+    ),
+    (
         30,
         "audit",
         include_str!("../../migrations/sqlite/0030_audit.sql"),

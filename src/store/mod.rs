@@ -15,3 +15,4 @@ pub mod operations;
 pub mod payments;
 pub mod replicas;
 pub mod reseal;
+pub mod retention;

@@ -24,6 +24,7 @@ mod operations;
 mod ops_plane;
 mod outage;
 mod payments;
+mod retention;
 mod scrubbing;
 mod sealing;
 mod simulation;

@@ -101,10 +101,20 @@ async fn admin(common: &Common) -> anyhow::Result<(Config, Admin)> {
 
 /// As [`admin`], with every data key unwrapped. Where the KEK is split, its custodians are asked.
 pub(super) async fn opened(common: &Common) -> anyhow::Result<(Config, Admin)> {
+    open(common, false).await
+}
+
+/// As [`opened`], for commands that seal: in a vault that was never started, the data keys are made.
+pub(super) async fn opened_to_seal(common: &Common) -> anyhow::Result<(Config, Admin)> {
+    open(common, true).await
+}
+
+async fn open(common: &Common, make: bool) -> anyhow::Result<(Config, Admin)> {
     let (config, admin) = admin(common).await?;
     let mut custodians = custodians::Custodians::new(&admin, &common.share_file);
     loop {
-        let Err(error) = admin.keys.open_only().await else { return Ok((config, admin)) };
+        let opened = if make { admin.keys.open().await } else { admin.keys.open_only().await };
+        let Err(error) = opened else { return Ok((config, admin)) };
         match error.sealed() {
             Some(kek) => custodians.collect(kek)?,
             None => {

@@ -83,6 +83,7 @@ pub(super) struct Prepared {
     deal: Deal,
     outgoing: Sealed,
     slot: Option<HeldCvv>,
+    is_old: bool,
 }
 
 /// A CVV that was taken from its slot for this payment.
@@ -111,6 +112,8 @@ struct Chosen {
     retyped: bool,
     slot: Option<HeldCvv>,
     number: Number,
+    /// Whether its number was typed so long ago that its time may be over: the payment then keeps it.
+    is_old: bool,
 }
 
 /// Where the PAN comes from.
@@ -148,6 +151,9 @@ impl Deal {
     }
 }
 
+/// A card whose number was typed so recently is kept whatever is configured (an hour at least), also where
+/// clocks differ.
+const YOUNG: Duration = Duration::from_secs(30 * 60);
 /// How far back an issuer's declines are heard.
 const DECLINES_COUNT: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -243,7 +249,8 @@ impl Vault {
             self.flags(merchant, request, deal, known.as_ref().map(|row| &row.card_id), self.now()).await?;
         let (new, id) = self.card_for_payment(merchant, &card.pan, &card.details, buyer).await?;
         let number = Number::Typed(card.pan);
-        Ok(Chosen { card: id, details: Some(card.details), flags, retyped: !new, slot: None, number })
+        let details = Some(card.details);
+        Ok(Chosen { card: id, details, flags, retyped: !new, slot: None, number, is_old: !new })
     }
 
     async fn choose_stored(
@@ -285,8 +292,9 @@ impl Vault {
             // Without the buyer there is no CVV; one that is held waits for him.
             Initiator::Merchant => None,
         };
+        let is_old = row.typed_at.plus(YOUNG) < self.now();
         let number = Number::Stored(Box::new(row));
-        Ok(Chosen { card: id, details, flags, retyped: false, slot, number })
+        Ok(Chosen { card: id, details, flags, retyped: false, slot, number, is_old })
     }
 
     /// As what the payment leaves: a column of the truth table, or why it does not leave at all.
@@ -387,9 +395,9 @@ impl Vault {
         let wants_token = request.add_tokenize || request.tokenize == Some(true);
         let buyer = request.buyer.clone();
         let built = self.build_attempt(allowed, request, chosen.as_ref()).await;
-        let (card, retyped, slot) = match chosen {
-            Some(chosen) => (Some(chosen.card), chosen.retyped, chosen.slot),
-            None => (None, false, None),
+        let (card, retyped, slot, is_old) = match chosen {
+            Some(chosen) => (Some(chosen.card), chosen.retyped, chosen.slot, chosen.is_old),
+            None => (None, false, None, false),
         };
         let sealed = match built {
             Ok(attempt) => self.seal_attempt(attempt, canonical, card.as_ref()),
@@ -409,6 +417,7 @@ impl Vault {
                 deal,
                 outgoing,
                 slot,
+                is_old,
             }),
             Err(error) => {
                 // Nothing was recorded, so the CVV goes on waiting.
@@ -540,6 +549,12 @@ impl Vault {
             let opened_by = (&attempt.account, &attempt.id);
             let card = attempt.card.as_ref();
             insert_agreement(&mut tx, id, allowed.merchant(), card, terms, opened_by, self.now()).await?;
+        }
+        if let Some(card) = attempt.card.as_ref().filter(|_| prepared.is_old)
+            && !card_rows::use_card(&mut tx, allowed.merchant(), card, now).await?
+        {
+            tx.rollback().await?;
+            return Ok(Inserted::CardGone);
         }
         if let (Some(card), Some(held)) = (&attempt.card, &prepared.slot)
             && !card_rows::take_cvv(&mut tx, allowed.merchant(), card, &self.instance, held.until).await?

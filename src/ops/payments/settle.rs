@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::base::clock::Millis;
-use crate::base::ids::CardId;
+use crate::base::ids::{CardId, Merchant};
 use crate::base::json::{self, Object};
 use crate::base::money::Amount;
 use crate::base::secret::{SecretBuf, SecretText};
@@ -23,6 +23,8 @@ use crate::model::look::{Waits, pause};
 use crate::model::payment::{Source, Status, Verdict, next};
 use crate::model::payment_view::{KeptAnswer, PaymentView, REDIRECTS};
 use crate::store::agreements::attach_card;
+use crate::store::backend::Tx;
+use crate::store::cards::use_card;
 use crate::store::payments as rows;
 use crate::store::payments::{CancelState, Change, NextLook, PaymentRow};
 
@@ -181,6 +183,9 @@ impl Vault {
             tx.rollback().await?;
             return Ok(false);
         }
+        if let Some(card) = change.token_card_id {
+            self.keep_token_card(&mut tx, &before.merchant, card).await?;
+        }
         if let Some(event) = &event {
             event.insert(&mut tx, before).await?;
         }
@@ -250,6 +255,9 @@ impl Vault {
         let mut tx = self.begin().await?;
         let (account, id) = (&payment.account, &payment.payment_request_id);
         let review = facts.auth_review.as_deref();
+        if let Some(card) = token_card {
+            self.keep_token_card(&mut tx, &payment.merchant, card).await?;
+        }
         rows::keep_facts(&mut tx, account, id, facts.auth_expires_at, review, token_card).await?;
         self.keep_ids(&mut tx, payment, &ids, source.name(), now).await?;
         if let (Some(agreement), Some(card)) = (&payment.agreement_id, token_card) {
@@ -259,6 +267,15 @@ impl Vault {
             .await?;
         tx.commit().await?;
         Ok(())
+    }
+
+    /// A card that the gateway has told is taken by its payment, and stays; where its time was over and it
+    /// was erased just now, the next look at the gateway brings it again.
+    async fn keep_token_card(&self, tx: &mut Tx, merchant: &Merchant, card: &CardId) -> Result<(), OpError> {
+        if use_card(tx, merchant, card, self.now()).await? {
+            return Ok(());
+        }
+        Err(OpError::Unavailable(anyhow::anyhow!("a card was erased while its payment was settled")))
     }
 
     pub(super) async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {

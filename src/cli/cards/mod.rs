@@ -1,0 +1,111 @@
+//! `cardvault cards …`: what an operator does to many cards. Each command can be cut off and run again, and
+//! works beside running servers.
+
+mod progress;
+mod purge;
+mod report;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::base::ids::Merchant;
+use crate::config::Config;
+use crate::model::audit::{Actor, Entry};
+use crate::ops::audit::{acting, origin};
+use crate::ops::error::OpError;
+use crate::ops::rotation::Admin;
+use crate::ops::{Policy, Vault};
+use crate::store::backend::StoreError;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Erase cards whose time is over now, as the servers' own sweep does.
+    Purge(purge::Args),
+    /// Write the signed reports of what was erased and why, or prove a file of them.
+    Report(report::Args),
+}
+
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Purge(args) => purge::run(args).await,
+        Command::Report(args) => report::run(args).await,
+    }
+}
+
+/// How long a database that is busy or away is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The pause before something is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How often the uses of keys are reported.
+const REPORT_USES: Duration = Duration::from_secs(5);
+
+/// A merchant of the configuration.
+fn merchant(config: &Config, name: &str) -> anyhow::Result<Merchant> {
+    let known = config.merchant.iter().any(|section| section.name == name);
+    match Merchant::parse(name).filter(|_| known) {
+        Some(merchant) => Ok(merchant),
+        None => bail!("--merchant: no [[merchant]] of the configuration has this name"),
+    }
+}
+
+/// A vault without listeners, gateway and jobs, for work on its cards.
+fn vault(config: &Config, admin: Admin) -> anyhow::Result<Vault> {
+    let policy =
+        Policy { bin_format: config.bin_format(), retention: config.retention.limits(), ..Policy::default() };
+    Ok(Vault::new(admin.db, admin.keys, HashMap::new(), admin.clock, policy)?)
+}
+
+/// Does an operator's work in his name; its begin and its end are in the audit trail too. What was not
+/// recorded is not begun.
+async fn recorded<T>(
+    vault: &Vault,
+    action: &'static str,
+    about: &str,
+    merchant: Option<&Merchant>,
+    work: impl Future<Output = anyhow::Result<(T, String)>>,
+) -> anyhow::Result<T> {
+    let user = format!("uid-{}", rustix::process::getuid().as_raw());
+    let actor = Actor { merchant: merchant.cloned(), ..Actor::at_console(&user, origin()) };
+    acting(actor, async {
+        let note = async |detail: &str| {
+            let entry = Entry::done(action, about).with(detail);
+            patiently(async || vault.note_alone(&entry).await)
+                .await
+                .context("recording this in the audit trail")
+        };
+        note("begun").await?;
+        let done = work.await;
+        let said = match &done {
+            Ok((_, said)) => said.clone(),
+            Err(_) => "failed".to_owned(),
+        };
+        let ended = note(&said).await;
+        if let Err(error) = vault.keys.report_uses().await {
+            eprintln!("cardvault: what the keys were used for could not be reported: {error}");
+        }
+        vault.audit.close(&vault.db, &vault.keys).await;
+        vault.db.close().await;
+        let (done, _) = done?;
+        ended?;
+        Ok(done)
+    })
+    .await
+}
+
+/// Runs something again while the database is busy or away.
+async fn patiently<T>(work: impl AsyncFn() -> Result<T, OpError>) -> Result<T, OpError> {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match work().await {
+            Err(OpError::Unavailable(error))
+                if error.downcast_ref::<StoreError>().is_some() && tokio::time::Instant::now() < end =>
+            {
+                tokio::time::sleep(AGAIN).await;
+            }
+            done => return done,
+        }
+    }
+}
