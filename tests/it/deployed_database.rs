@@ -14,7 +14,6 @@ use super::support::vault::{TestVault, by_reference, fresh_pan, init};
 use super::support::{Database, Engine, eventually, left_out};
 
 const GRANTS: &str = include_str!("../../deploy/postgresql/grants.sql");
-const HBA: &str = include_str!("../../deploy/postgresql/pg_hba.conf");
 const ROLES: [&str; 3] = ["cardvault", "cardvault_owner", "cardvault_auditor"];
 
 fn deployed(name: &str) -> PathBuf {
@@ -63,8 +62,9 @@ impl Deployed {
         let conf = cluster.folder.join("data/postgresql.conf");
         let conf = std::fs::read_to_string(conf).expect("a file") + "\ninclude 'cardvault.conf'\n";
         cluster.write("postgresql.conf", &conf);
-        assert_eq!(HBA.matches("10.10.3.2/32").count(), ROLES.len());
-        cluster.write("pg_hba.conf", &HBA.replace("10.10.3.2/32", "127.0.0.1/32"));
+        let hba = std::fs::read_to_string(deployed("pg_hba.conf")).expect("a file");
+        assert_eq!(hba.matches("10.10.3.2/32").count(), ROLES.len());
+        cluster.write("pg_hba.conf", &hba.replace("10.10.3.2/32", "127.0.0.1/32"));
         cluster.as_superuser("SELECT pg_reload_conf()").await;
         let deployed = Self { cluster, files };
         let url = deployed.url("cardvault");
@@ -138,6 +138,7 @@ async fn the_deployed_role_is_enough_and_no_more() {
         deployed.cluster.psql(&deployed.url("cardvault_owner"), &self::deployed("grants.sql"));
     }
 
+    let before = deployed.cluster.log().len();
     let mut vault = TestVault::start(&deployed.database("cardvault")).await;
     let checkout = vault.client("checkout");
     let (pan, other) = (fresh_pan(), fresh_pan());
@@ -199,6 +200,10 @@ async fn the_deployed_role_is_enough_and_no_more() {
     // A restart migrates nothing, and may.
     vault.restart().await;
     vault.client("checkout").get(&format!("/v1/cards/{card}")).await.expect(200);
+
+    // All of that was allowed, also what nobody waits for.
+    let log = deployed.cluster.log();
+    assert!(!log[before..].contains("permission denied"), "{}", &log[before..]);
 
     // No more than that.
     let mut server = PgConnection::connect(&deployed.url("cardvault")).await.expect("connect");
