@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::base::clock::{SharedClock, SystemClock};
 use crate::base::ids::{GatewayAccount, KekId};
+use crate::base::private_file::is_closed;
 use crate::base::secret::SecretText;
 use crate::config::{Config, GatewaySection, HsmSection, NotifySection};
 use crate::crypto::kek::file::Place;
@@ -429,7 +430,7 @@ pub(crate) fn read_secret(path: &Path, key: &str) -> anyhow::Result<SecretText> 
     let what = || format!("{key}: reading {}", path.display());
     let mut file = File::open(path).with_context(what)?;
     let mode = file.metadata().with_context(what)?.permissions().mode();
-    if mode & 0o077 != 0 {
+    if !is_closed(path, mode) {
         bail!("{key}: others can read {}; run `chmod 600 {0}`", path.display());
     }
     let mut text = String::with_capacity(16 * 1024);

@@ -13,5 +13,6 @@ pub mod ids;
 pub mod json;
 pub mod limits;
 pub mod money;
+pub mod private_file;
 pub mod sealed;
 pub mod secret;

@@ -20,6 +20,7 @@ use sqlx::sqlite::{
 use sqlx::{Postgres, Row as _, Sqlite, Transaction};
 use zeroize::Zeroizing;
 
+use crate::base::private_file::is_closed;
 use crate::metrics::PoolFacts;
 
 /// How long a request waits for a connection or for SQLite's write lock.
@@ -391,7 +392,7 @@ async fn leave(passage: Option<Box<dyn Passage>>) -> Result<(), StoreError> {
 fn read_password(path: &Path) -> Result<Zeroizing<String>, StoreError> {
     let unreadable = |error| StoreError::Unavailable(sqlx::Error::Io(error));
     let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode();
-    if mode & 0o077 != 0 {
+    if !is_closed(path, mode) {
         return Err(StoreError::OpenPassword(path.to_owned()));
     }
     std::fs::read_to_string(path).map(Zeroizing::new).map_err(unreadable)

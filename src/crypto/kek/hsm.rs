@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 use crate::base::bytes::length_prefixed;
 use crate::base::entropy;
 use crate::base::ids::{DekId, KekId};
+use crate::base::private_file::is_closed;
 use crate::base::secret::key256;
 use crate::crypto::aead::{NONCE, TAG};
 use crate::crypto::keyring::{DataKey, Purpose, RAW_ID, raw_dek_id, raw_kek_id};
@@ -405,7 +406,7 @@ fn read_pin(path: &Path) -> Result<AuthPin, Fault> {
     use std::os::unix::fs::MetadataExt;
     let failed = || final_fault(format!("the PIN's file {} cannot be read", path.display()));
     let mut file = std::fs::File::open(path).map_err(|_| failed())?;
-    if file.metadata().map_err(|_| failed())?.mode() & 0o077 != 0 {
+    if !is_closed(path, file.metadata().map_err(|_| failed())?.mode()) {
         return Err(final_fault(format!("others can read {0}; run `chmod 600 {0}`", path.display())));
     }
     let mut buffer = Zeroizing::new([0; PIN_BYTES]);
