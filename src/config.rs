@@ -59,6 +59,9 @@ pub struct Config {
     /// How long things are kept.
     #[serde(default)]
     pub retention: RetentionSection,
+    /// What `cardvault doctor` tries.
+    #[serde(default)]
+    pub doctor: DoctorSection,
     /// Accounts at Antom.
     #[serde(default)]
     pub gateway: Vec<GatewaySection>,
@@ -170,6 +173,27 @@ impl Default for OpsSection {
     }
 }
 
+/// `[doctor]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DoctorSection {
+    /// Addresses, `host:port`, that must not be reachable from here.
+    pub forbidden: Vec<String>,
+}
+
+impl DoctorSection {
+    fn check(&self) -> Result<(), ConfigError> {
+        let good = |address: &String| {
+            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+            port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0))
+        };
+        match self.forbidden.iter().all(good) {
+            true => Ok(()),
+            false => Err(ConfigError::Key("doctor.forbidden: a list of \"host:port\"".into())),
+        }
+    }
+}
+
 /// `[database]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -197,6 +221,9 @@ pub struct KeysSection {
     /// The Unix socket by which custodians bring their shares; `unseal.sock` beside the keyring where absent.
     #[serde(default)]
     pub unseal_socket: Option<PathBuf>,
+    /// Whether `serve` refuses to start where memory could reach a disk, rather than warn.
+    #[serde(default)]
+    pub require_private_memory: bool,
     /// The PKCS#11 token with key-encryption keys, where there is one.
     #[serde(default)]
     pub hsm: Option<HsmSection>,
@@ -430,6 +457,7 @@ impl Config {
         if let Some(notify) = &self.notify {
             notify.check()?;
         }
+        self.doctor.check()?;
         if self.ops.drain_ms > 60_000 {
             return refuse("ops.drain_ms: at most 60000".into());
         }

@@ -1,6 +1,6 @@
 //! cardvault: a server-to-server PCI card vault and tokenizer. `ARCHITECTURE.md` is the map.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod app;
@@ -8,6 +8,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod crypto;
+pub mod doctor;
 pub mod gateway;
 pub mod http;
 pub mod jobs;

@@ -7,7 +7,16 @@ use std::process::ExitCode;
 static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
     zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    cardvault::cli::run().await
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_park(cardvault::base::stack::overwrite)
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(cardvault::cli::run()),
+        Err(error) => {
+            eprintln!("cardvault: threads cannot be started: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

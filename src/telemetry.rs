@@ -3,6 +3,8 @@
 
 use tracing_subscriber::EnvFilter;
 
+use crate::doctor::{pipes_cores, swaps};
+
 /// Starts logging. `default` is the filter where `CARDVAULT_LOG` is not set.
 pub fn start(default: &str) {
     let filter = std::env::var("CARDVAULT_LOG")
@@ -23,6 +25,22 @@ fn quiet_panics() {
         let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
         tracing::error!(alarm = true, place = place.as_deref(), "a task panicked");
     }));
+}
+
+/// What of this host or its limits lets memory with keys or cards reach a disk, and the mend.
+pub fn memory_faults() -> Vec<(&'static str, &'static str)> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let mut faults = Vec::new();
+    if !crate::base::locked::is_private() {
+        faults.push(("memory for keys cannot be locked", "LimitMEMLOCK=1M in the unit, or ulimit -l"));
+    }
+    if swaps(&read("/proc/swaps")) {
+        faults.push(("swap is on", "swapoff -a, or encrypt it with a key that is made at each boot"));
+    }
+    if pipes_cores(&read("/proc/sys/kernel/core_pattern")) {
+        faults.push(("core dumps are piped to a program", "sysctl kernel.core_pattern=core"));
+    }
+    faults
 }
 
 /// Leaves no memory behind in a file: no core dump, and no other process may read this one's memory

@@ -12,7 +12,10 @@ pub mod fault;
 pub mod ids;
 pub mod json;
 pub mod limits;
+#[expect(unsafe_code, reason = "the system's calls for locked memory are; this module is the only one")]
+pub mod locked;
 pub mod money;
 pub mod private_file;
 pub mod sealed;
 pub mod secret;
+pub mod stack;

@@ -1,14 +1,33 @@
 //! Holders for bytes that must not be seen: no `Debug` of the content, no `Clone`, wiped on drop.
 
-use secrecy::SecretBox;
+use std::fmt;
+
+use secrecy::ExposeSecret;
 use zeroize::Zeroizing;
 
-/// A 256-bit symmetric key. `expose_secret` is the one loud way to its bytes.
-pub type Key256 = SecretBox<[u8; 32]>;
+use super::locked::Slot;
+
+/// A 256-bit symmetric key, in memory that is not swapped and not dumped. `expose_secret` is the one loud
+/// way to its bytes.
+pub struct Key256(Slot);
+
+impl ExposeSecret<[u8; 32]> for Key256 {
+    fn expose_secret(&self) -> &[u8; 32] {
+        self.0.bytes()
+    }
+}
+
+impl fmt::Debug for Key256 {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Key256(…)")
+    }
+}
 
 /// Makes a [`Key256`] in place, so that no copy of it stays on the way.
 pub fn key256(fill: impl FnOnce(&mut [u8; 32])) -> Key256 {
-    SecretBox::init_with_mut(fill)
+    let mut slot = Slot::zeroed();
+    fill(slot.bytes_mut());
+    Key256(slot)
 }
 
 /// A buffer of sensitive bytes with a fixed capacity: it never regrows, so it leaves no copy behind,

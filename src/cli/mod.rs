@@ -3,6 +3,7 @@
 mod audit;
 mod cards;
 mod dev;
+mod doctor;
 mod init;
 mod keys;
 mod migrate;
@@ -30,6 +31,8 @@ enum Command {
     Init(init::Args),
     /// Serve the API.
     Serve(serve::Args),
+    /// Look at everything around a vault, and change nothing: each line pass, warn or fail, with the mend.
+    Doctor(doctor::Args),
     /// Bring the database's schema up to date.
     Migrate(migrate::Args),
     /// Keys: their state, rotation, re-encryption, destruction.
@@ -53,6 +56,7 @@ pub async fn run() -> ExitCode {
         Command::Dev(args) => dev::run(args).await,
         Command::Init(args) => init::run(args),
         Command::Serve(args) => serve::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Keys(command) => keys::run(command).await,
         Command::Cards(command) => cards::run(command).await,

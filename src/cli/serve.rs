@@ -17,6 +17,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::start("info");
     telemetry::keep_memory_private();
     let config = Config::load(&args.config, config::environment())?;
+    let faults = telemetry::memory_faults();
+    for (fault, mend) in &faults {
+        tracing::warn!(mend, "{fault}");
+    }
+    if let (true, Some((fault, mend))) = (config.keys.require_private_memory, faults.first()) {
+        anyhow::bail!("keys.require_private_memory: {fault}; {mend}");
+    }
     let app = App::start(&config).await?;
     let (ready, mut opened) = (app.ready_line(), app.opened());
     if !*opened.borrow() {

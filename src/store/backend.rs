@@ -243,6 +243,34 @@ impl Db {
         Ok(Self { engine: Engine::Postgres(pool), turnstile: None })
     }
 
+    /// Opens the database for reading alone: nothing is made, and nothing can be changed.
+    pub async fn open_to_look(options: &Options) -> Result<Self, StoreError> {
+        if !options.url.starts_with("sqlite:") {
+            let Self { engine: Engine::Postgres(pool), .. } = Self::open(options).await? else {
+                return Err(StoreError::Url);
+            };
+            let connect = (*pool.connect_options()).clone();
+            let connect = connect.options([("default_transaction_read_only", "on")]);
+            let pool =
+                PgPoolOptions::new().max_connections(2).acquire_timeout(WAIT).connect_lazy_with(connect);
+            return Ok(Self { engine: Engine::Postgres(pool), turnstile: None });
+        }
+        let connect = SqliteConnectOptions::from_str(&options.url).map_err(|_| StoreError::Url)?;
+        // Where nobody has the database open there is no log beside it, and reading must not make one.
+        let beside = |end: &str| {
+            let mut name = connect.get_filename().as_os_str().to_owned();
+            name.push(end);
+            Path::new(&name).exists()
+        };
+        let served = beside("-wal") && beside("-shm");
+        let connect = connect.create_if_missing(false).read_only(true).immutable(!served).busy_timeout(WAIT);
+        let pool =
+            SqlitePoolOptions::new().max_connections(1).acquire_timeout(WAIT).connect_lazy_with(connect);
+        let db = Self { engine: Engine::Sqlite { writer: pool.clone(), readers: pool }, turnstile: None };
+        db.check_sqlite_version().await?;
+        Ok(db)
+    }
+
     async fn open_sqlite(url: &str) -> Result<Self, StoreError> {
         let connect = SqliteConnectOptions::from_str(url)
             .map_err(|_| StoreError::Url)?

@@ -69,6 +69,16 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
 /// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock. Where nothing is to be
 /// done, nothing is tried either, so a role that may not change the schema can serve with it; and so can a
 /// server that is older than the schema.
+/// Numbers of the migrations that the database has not had yet, or that this program does not know.
+pub async fn differing(db: &Db) -> Result<(Vec<i64>, Vec<i64>), StoreError> {
+    let rows = db.list("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version", &[]).await?;
+    let had = rows.iter().map(|row| row.int("version")).collect::<Result<Vec<_>, _>>()?;
+    let known: Vec<i64> = MIGRATIONS.iter().map(|(number, ..)| *number).collect();
+    let missing = known.iter().filter(|number| !had.contains(number)).copied().collect();
+    Ok((missing, had.into_iter().filter(|number| !known.contains(number)).collect()))
+}
+
+/// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.
 pub async fn run(db: &Db) -> Result<(), StoreError> {
     let migrator = migrator(db);
     if is_current(db, &migrator).await? {

@@ -6,6 +6,7 @@ pub mod audit;
 pub mod backend;
 pub mod cards;
 pub mod events;
+pub mod facts;
 pub mod fingerprints;
 pub mod keys;
 pub mod leases;

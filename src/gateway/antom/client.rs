@@ -247,7 +247,8 @@ async fn read_bounded(answer: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8
     }
 }
 
-fn tls(ca_pem: Option<&[u8]>) -> Result<rustls::ClientConfig, ClientError> {
+/// The TLS by which the gateway is reached: these authorities, or the public ones.
+pub fn tls(ca_pem: Option<&[u8]>) -> Result<rustls::ClientConfig, ClientError> {
     let mut roots = RootCertStore::empty();
     match ca_pem {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),

@@ -1,0 +1,81 @@
+//! Who can read and replace the files that matter.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+
+use super::Line;
+
+const AREA: &str = "files";
+
+/// Every file: those with secrets are for their owner alone, the others may not be replaced by others.
+pub(super) fn examine(config: &Config, own: &Path) -> Vec<Line> {
+    let mut secret: Vec<(String, PathBuf)> = vec![
+        ("api.private_key".into(), config.api.private_key.clone()),
+        ("keys.keyring".into(), config.keys.keyring.clone()),
+    ];
+    let mut public: Vec<(String, PathBuf)> = vec![
+        ("the configuration".into(), own.to_owned()),
+        ("api.certificate".into(), config.api.certificate.clone()),
+        ("api.client_ca".into(), config.api.client_ca.clone()),
+    ];
+    if let Some(notify) = &config.notify {
+        secret.push(("notify.private_key".into(), notify.private_key.clone()));
+        public.push(("notify.certificate".into(), notify.certificate.clone()));
+    }
+    secret.extend(config.database.password_file.clone().map(|path| ("database.password_file".into(), path)));
+    secret.extend(config.keys.hsm.as_ref().map(|hsm| ("keys.hsm.pin_file".into(), hsm.pin_file.clone())));
+    for gateway in &config.gateway {
+        let named = |kind: &str, version: &String| format!("gateway.{}.{kind}.{version}", gateway.name);
+        secret.extend(
+            gateway.private_keys.iter().map(|(version, path)| (named("private_keys", version), path.clone())),
+        );
+        public.extend(
+            gateway.public_keys.iter().map(|(version, path)| (named("public_keys", version), path.clone())),
+        );
+        public.extend(gateway.ca.clone().map(|path| (format!("gateway.{}.ca", gateway.name), path)));
+    }
+    if let Some(file) = config.database.url.strip_prefix("sqlite:") {
+        let file = file.split('?').next().unwrap_or_default();
+        // A database that was not made yet, or has no log now, is told of elsewhere.
+        let all = ["", "-wal", "-shm"].map(|end| PathBuf::from(format!("{file}{end}")));
+        secret.extend(all.into_iter().filter(|path| path.exists()).map(|path| ("database.url".into(), path)));
+    }
+    let own = rustix::process::geteuid().as_raw();
+    let mut lines: Vec<Line> = secret.iter().map(|(key, path)| look(key, path, 0o077, own)).collect();
+    lines.extend(public.iter().map(|(key, path)| look(key, path, 0o022, own)));
+    lines
+}
+
+/// `closed` has the bits that the mode must not have.
+fn look(key: &str, path: &Path, closed: u32, own: u32) -> Line {
+    let shown = path.display();
+    let facts = match std::fs::metadata(path) {
+        Ok(facts) => facts,
+        Err(error) => {
+            return Line::fail(
+                AREA,
+                format!("{key}: {shown}: {}", error.kind()),
+                "put the file there, or name another",
+            );
+        }
+    };
+    let mode = facts.mode() & 0o7777;
+    if mode & closed != 0 {
+        let (what, mend) = if closed == 0o077 { ("read", "600") } else { ("replace", "go-w") };
+        return Line::fail(
+            AREA,
+            format!("{key}: {shown} has mode {mode:04o}: others can {what} it"),
+            format!("chmod {mend} {shown}"),
+        );
+    }
+    if facts.uid() != own && facts.uid() != 0 {
+        return Line::fail(
+            AREA,
+            format!("{key}: {shown} belongs to the user {}, neither this one nor root", facts.uid()),
+            format!("chown it, or run this as the service's user: {shown}"),
+        );
+    }
+    Line::pass(AREA, format!("{key}: {shown} has mode {mode:04o}"))
+}

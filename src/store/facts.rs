@@ -1,0 +1,92 @@
+//! What a database says of itself: for `cardvault doctor`, which reads only.
+
+use super::backend::{Db, StoreError};
+use crate::base::clock::Millis;
+
+/// The version of SQLite.
+pub async fn sqlite_version(db: &Db) -> Result<String, StoreError> {
+    let row = db.find("SELECT sqlite_version() AS version", &[]).await?.ok_or(StoreError::Damaged)?;
+    row.text("version")
+}
+
+/// What PostgreSQL says of this connection, its role, and its settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Postgres {
+    /// `170002` and the like.
+    pub version: i64,
+    /// The version of TLS; none where the connection has none.
+    pub tls: Option<String>,
+    /// Whether the role is a superuser, may make roles or databases, or passes by row security.
+    pub powers: Vec<&'static str>,
+    /// Whether the role owns the tables, or may make some.
+    pub owns_tables: bool,
+    /// See above.
+    pub makes_tables: bool,
+    /// How many tables the role cannot read and write.
+    pub closed_tables: i64,
+    /// Whether the role can alter or remove rows of the audit trail.
+    pub alters_audit: bool,
+    /// The database's clock.
+    pub now: Millis,
+    /// `log_parameter_max_length`, and the same on errors.
+    pub log_parameters: (String, String),
+    /// `synchronous_commit`, `data_checksums`, `password_encryption`.
+    pub synchronous_commit: String,
+    /// See above.
+    pub checksums: String,
+    /// See above.
+    pub password_encryption: String,
+}
+
+/// Asks PostgreSQL. The schema must be there.
+pub async fn postgres(db: &Db) -> Result<Postgres, StoreError> {
+    const ROLE: &str = "SELECT current_setting('server_version_num')::bigint AS version, \
+         (SELECT s.version FROM pg_stat_ssl s WHERE s.pid = pg_backend_pid() AND s.ssl) AS tls, \
+         r.rolsuper::int::bigint AS super, r.rolcreaterole::int::bigint AS roles, \
+         r.rolcreatedb::int::bigint AS databases, r.rolbypassrls::int::bigint AS bypass, \
+         has_schema_privilege(current_schema(), 'CREATE')::int::bigint AS makes, \
+         (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint AS now, \
+         current_setting('log_parameter_max_length') AS logged, \
+         current_setting('log_parameter_max_length_on_error') AS logged_on_error, \
+         current_setting('synchronous_commit') AS synchronous, \
+         current_setting('data_checksums') AS checksums, \
+         current_setting('password_encryption') AS passwords \
+         FROM pg_roles r WHERE r.rolname = current_user";
+    const TABLES: &str = "SELECT \
+         COALESCE(SUM((NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') \
+             AND (c.relname = 'audit' OR (has_table_privilege(c.oid, 'UPDATE') \
+                 AND has_table_privilege(c.oid, 'DELETE')))))::int), 0)::bigint AS closed, \
+         COALESCE(MAX(pg_has_role(c.relowner, 'MEMBER')::int), 0)::bigint AS owned, \
+         COALESCE(MAX((c.relname = 'audit' AND (has_table_privilege(c.oid, 'UPDATE') \
+             OR has_table_privilege(c.oid, 'DELETE') OR has_table_privilege(c.oid, 'TRUNCATE')))::int), 0)::bigint \
+             AS audit \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p') AND n.nspname = current_schema() AND c.relname <> '_sqlx_migrations'";
+    let role = db.find(ROLE, &[]).await?.ok_or(StoreError::Damaged)?;
+    let tables = db.find(TABLES, &[]).await?.ok_or(StoreError::Damaged)?;
+    let mut powers = Vec::new();
+    for (column, power) in [
+        ("super", "is a superuser"),
+        ("roles", "may make roles"),
+        ("databases", "may make databases"),
+        ("bypass", "passes by row security"),
+    ] {
+        if role.int(column)? != 0 {
+            powers.push(power);
+        }
+    }
+    Ok(Postgres {
+        version: role.int("version")?,
+        tls: role.text_or_null("tls")?,
+        powers,
+        owns_tables: tables.int("owned")? != 0,
+        makes_tables: role.int("makes")? != 0,
+        closed_tables: tables.int("closed")?,
+        alters_audit: tables.int("audit")? != 0,
+        now: Millis(role.int("now")?),
+        log_parameters: (role.text("logged")?, role.text("logged_on_error")?),
+        synchronous_commit: role.text("synchronous")?,
+        checksums: role.text("checksums")?,
+        password_encryption: role.text("passwords")?,
+    })
+}
