@@ -93,6 +93,11 @@ impl Binaries {
         found
     }
 
+    /// Where one of its programs is.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     fn newest() -> Option<Self> {
         if std::env::var_os("CARDVAULT_TEST_NO_POSTGRES").is_some_and(|it| it != "0") {
             return None;
