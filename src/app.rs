@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
-use rustls::ServerConfig;
 use tokio::sync::watch;
 
 use crate::base::clock::{SharedClock, SystemClock};
@@ -26,10 +25,10 @@ use crate::gateway::Gateway;
 use crate::gateway::antom::client::{self, Client};
 use crate::gateway::measured::Measured;
 use crate::http::notify;
+use crate::http::pace::Pace;
 use crate::http::peer::not_after;
 use crate::http::router::{Api, router};
 use crate::http::serve::{Limits, Listener};
-use crate::http::tls::{ServerTls, server_config};
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::model::audit::{Actor, Entry};
@@ -41,9 +40,12 @@ use crate::ops_plane::OpsPlane;
 use crate::store::backend::{Db, Options};
 use crate::store::migrate;
 
+mod admission;
 mod gateway_keys;
+mod stamp;
 pub mod unseal;
 
+use admission::Admission;
 pub use gateway_keys::{GatewayKey, list as gateway_keys};
 
 /// How often CVVs whose time is over are wiped.
@@ -53,8 +55,9 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub struct App {
     vault: Arc<Vault>,
     router: Router,
-    tls: Arc<ServerConfig>,
+    admission: Admission,
     api: Listener,
+    limits: Limits,
     notify: Option<NotifyPlane>,
     ops: Option<OpsPlane>,
     gateways: gateway_keys::Watch,
@@ -66,24 +69,17 @@ pub struct App {
 /// The bound listener for notifications.
 struct NotifyPlane {
     listener: Listener,
-    tls: Arc<ServerConfig>,
     signed_path: String,
     served_path: String,
 }
 
 impl NotifyPlane {
     async fn bind(section: &NotifySection) -> anyhow::Result<Self> {
-        let tls = server_config(&ServerTls {
-            certificate_pem: read(&section.certificate, "notify.certificate")?,
-            private_key_pem: read_secret(&section.private_key, "notify.private_key")?.into_bytes(),
-            client_ca_pem: None,
-        })
-        .context("setting up TLS for [notify]")?;
         let listener =
             Listener::bind(section.listen).await.context("binding notify.listen: is the port free?")?;
         let signed_path = section.signed_path();
         let served_path = section.path.clone().unwrap_or_else(|| signed_path.clone());
-        Ok(Self { listener, tls, signed_path, served_path })
+        Ok(Self { listener, signed_path, served_path })
     }
 }
 
@@ -123,6 +119,7 @@ impl App {
         let unseal = unseal_socket(config, &keks, &custody, keys.are_closed()).await?;
         let metrics = Arc::new(Metrics::default());
         let (accounts, clients_of_gateways) = accounts(config, &clock, &metrics)?;
+        let admission = Admission::new(config, accounts.keys().cloned().collect())?;
         let gateways = gateway_keys::Watch::new(config, clients_of_gateways);
         let notify = match &config.notify {
             Some(section) => Some(NotifyPlane::bind(section).await?),
@@ -140,13 +137,6 @@ impl App {
         };
         let vault = Vault::new(db, keys, accounts, clock, policy)?.counting(Arc::clone(&metrics));
         let vault = Arc::new(vault);
-        let clients = Arc::new(config.clients()?);
-        let tls = server_config(&ServerTls {
-            certificate_pem: read(&config.api.certificate, "api.certificate")?,
-            private_key_pem: read_secret(&config.api.private_key, "api.private_key")?.into_bytes(),
-            client_ca_pem: Some(read(&config.api.client_ca, "api.client_ca")?),
-        })
-        .context("setting up TLS for [api]")?;
         let bind = |key: &'static str| move || format!("binding {key}: is the port free?");
         let api = Listener::bind(config.api.listen).await.with_context(bind("api.listen"))?;
         let ops = match config.ops.listen {
@@ -155,8 +145,15 @@ impl App {
         };
         tell_expiries(config, &metrics)?;
         let drain = Duration::from_millis(config.ops.drain_ms);
-        let router = router(Api { vault: vault.clone(), clients });
-        Ok(Self { vault, router, tls, api, notify, ops, gateways, custody, unseal, drain })
+        let pace = Arc::new(Pace::new(vault.clock.instant()));
+        let router = router(Api { vault: vault.clone(), clients: admission.clients(), pace });
+        let limits = Limits {
+            max_connections: config.api.max_connections,
+            max_per_address: config.api.max_connections_per_address,
+            max_per_client: config.api.max_connections_per_client,
+            ..Limits::default()
+        };
+        Ok(Self { vault, router, admission, api, limits, notify, ops, gateways, custody, unseal, drain })
     }
 
     /// Where the API listens.
@@ -200,23 +197,26 @@ impl App {
     /// Serves until `shutdown`, lets the requests and payments in flight finish, and wipes what is held in
     /// memory.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let Self { vault, router, tls, api, notify, ops, gateways, custody, unseal, drain } = self;
+        let Self { vault, router, admission, api, limits, notify, ops, gateways, custody, unseal, drain } =
+            self;
         let (leave, leaving) = watch::channel(false);
         let unsealing = tokio::spawn(open_when_rebuilt(vault.clone(), custody));
         let unseal = unseal.map(|socket| tokio::spawn(socket.serve()));
         let gateways = tokio::spawn(gateways.run());
+        let (rules, notify_rules) = (admission.rules(), admission.notify_rules());
+        let admission = tokio::spawn(admission.run(vault.clone()));
         let sweeper = tokio::spawn(sweep(vault.clone()));
         let health = ops.map(|ops| tokio::spawn(ops.serve(vault.clone(), leaving.clone())));
         let jobs = tokio::spawn(jobs_once_open(vault.clone()));
         let (stop_notify, stopped) = tokio::sync::oneshot::channel::<()>();
-        let notified = notify.map(|plane| {
+        let notified = notify.zip(notify_rules).map(|(plane, rules)| {
             let router = notify::router(notify::Notify {
                 vault: vault.clone(),
                 signed_path: plane.signed_path.into(),
                 served_path: plane.served_path.into(),
             });
             let listener = plane.listener.counted(vault.metrics.clone(), "notify").leaving(leaving.clone());
-            tokio::spawn(listener.serve(plane.tls, router, Limits::default(), async {
+            tokio::spawn(listener.serve(rules, router, Limits::default(), async {
                 // A sender that is dropped says the same.
                 let _ = stopped.await;
             }))
@@ -232,7 +232,7 @@ impl App {
             tokio::time::sleep(drain).await;
         };
         let api = api.counted(vault.metrics.clone(), "api").leaving(leaving);
-        api.serve(tls, router, Limits::default(), shutdown).await;
+        api.serve(rules, router, limits, shutdown).await;
         drop(stop_notify);
         if let Some(notified) = notified
             && notified.await.is_err()
@@ -241,6 +241,7 @@ impl App {
         }
         sweeper.abort();
         gateways.abort();
+        admission.abort();
         unsealing.abort();
         if let Some(unseal) = unseal {
             unseal.abort();

@@ -10,7 +10,8 @@ use serde::Deserialize;
 
 use crate::base::card::BinFormat;
 use crate::base::ids::{ClientName, GatewayAccount, Merchant};
-use crate::model::access::{Client, SanName, Scope};
+use crate::http::serve;
+use crate::model::access::{Client, ClientPace, SanName, Scope};
 use crate::model::retention::Limits;
 use crate::ops::keys::KeyPolicy;
 
@@ -88,13 +89,72 @@ pub struct ApiSection {
     pub private_key: PathBuf,
     /// The authority that client certificates must come from, PEM.
     pub client_ca: PathBuf,
+    /// The revocation lists of that authority and of those below it, PEM or DER; not looked at where empty.
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub crl: Vec<PathBuf>,
     /// How many digits of a 16-digit PAN's BIN are shown: 6 or 8.
     #[serde(default = "six")]
     pub bin_digits: u8,
+    /// Most open connections.
+    #[serde(default = "connections")]
+    pub max_connections: usize,
+    /// Most of them from one address.
+    #[serde(default = "connections_per_address")]
+    pub max_connections_per_address: usize,
+    /// Most of them of one client.
+    #[serde(default = "connections_per_client")]
+    pub max_connections_per_client: usize,
+    /// Requests of each client in a second.
+    #[serde(default = "requests_per_second")]
+    pub requests_per_second: u32,
+    /// Requests of each client under way at once.
+    #[serde(default = "requests_at_once")]
+    pub requests_at_once: u32,
+    /// Questions of each client after what does not exist, in a minute, before they are taken for guesses.
+    #[serde(default = "unknown_ids_per_minute")]
+    pub unknown_ids_per_minute: u32,
+}
+
+fn connections() -> usize {
+    serve::Limits::default().max_connections
+}
+
+fn connections_per_address() -> usize {
+    serve::Limits::default().max_per_address
+}
+
+fn connections_per_client() -> usize {
+    serve::Limits::default().max_per_client
+}
+
+fn requests_per_second() -> u32 {
+    ClientPace::default().per_second
+}
+
+fn requests_at_once() -> u32 {
+    ClientPace::default().at_once
+}
+
+fn unknown_ids_per_minute() -> u32 {
+    ClientPace::default().unknown_ids_per_minute
 }
 
 fn six() -> u8 {
     6
+}
+
+/// One path, or a list of them.
+fn one_or_more<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a path, or a list of paths")]
+    enum Paths {
+        One(PathBuf),
+        More(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(value)? {
+        Paths::One(path) => vec![path],
+        Paths::More(paths) => paths,
+    })
 }
 
 /// `[notify]`
@@ -390,6 +450,15 @@ pub struct ClientSection {
     pub merchant: String,
     /// What it may do.
     pub scopes: BTreeSet<String>,
+    /// Its own `requests_per_second`; that of `[api]` where absent.
+    #[serde(default)]
+    pub requests_per_second: Option<u32>,
+    /// Its own `requests_at_once`.
+    #[serde(default)]
+    pub requests_at_once: Option<u32>,
+    /// Its own `unknown_ids_per_minute`.
+    #[serde(default)]
+    pub unknown_ids_per_minute: Option<u32>,
 }
 
 impl Config {
@@ -425,6 +494,7 @@ impl Config {
         at(&mut self.api.certificate);
         at(&mut self.api.private_key);
         at(&mut self.api.client_ca);
+        self.api.crl.iter_mut().for_each(at);
         if let Some(path) = &mut self.keys.unseal_socket {
             at(path);
         }
@@ -453,6 +523,16 @@ impl Config {
         let refuse = |text: String| Err(ConfigError::Key(text));
         if !matches!(self.api.bin_digits, 6 | 8) {
             return refuse("api.bin_digits: 6 or 8".into());
+        }
+        let connections = self.api.max_connections;
+        for (key, value) in [
+            ("max_connections", connections),
+            ("max_connections_per_address", self.api.max_connections_per_address),
+            ("max_connections_per_client", self.api.max_connections_per_client),
+        ] {
+            if !(16..=1_000_000).contains(&value) || value > connections {
+                return refuse(format!("api.{key}: 16 to 1000000, and no more than max_connections"));
+            }
         }
         if let Some(notify) = &self.notify {
             notify.check()?;
@@ -518,6 +598,25 @@ impl Config {
             account: self.account_of(&merchant)?,
             merchant,
             scopes,
+            pace: self.pace(section)?,
+        })
+    }
+
+    fn pace(&self, section: &ClientSection) -> Result<ClientPace, ConfigError> {
+        let one = |key: &str, own: Option<u32>, common: u32| match own.unwrap_or(common) {
+            0 if own.is_none() => Err(ConfigError::Key(format!("api.{key}: 1 or more"))),
+            0 => Err(ConfigError::Key(format!("client.{}.{key}: 1 or more", section.name))),
+            some => Ok(some),
+        };
+        let api = &self.api;
+        Ok(ClientPace {
+            per_second: one("requests_per_second", section.requests_per_second, api.requests_per_second)?,
+            at_once: one("requests_at_once", section.requests_at_once, api.requests_at_once)?,
+            unknown_ids_per_minute: one(
+                "unknown_ids_per_minute",
+                section.unknown_ids_per_minute,
+                api.unknown_ids_per_minute,
+            )?,
         })
     }
 
@@ -693,6 +792,14 @@ mod tests {
             ("bin_digits = 6", "bin_digits = 7", "api.bin_digits"),
             ("base_url = \"https:", "base_url = \"http:", "base_url"),
             ("timeout_ms = 30000", "timeout_ms = 1", "timeout_ms"),
+            ("# max_connections = 1024", "max_connections = 1", "api.max_connections"),
+            (
+                "# max_connections_per_client = 512",
+                "max_connections_per_client = 2000",
+                "max_connections_per_client",
+            ),
+            ("# requests_per_second = 50000", "requests_per_second = 0", "api.requests_per_second"),
+            ("# requests_at_once = 100", "requests_at_once = 0", "client.checkout.requests_at_once"),
             ("\"cards:read\"", "\"cards:reed\"", "cards:reed"),
             ("uri = \"spiffe://example.com/acme/checkout\"\n", "", "uri"),
             ("url = \"sqlite:cardvault.db\"", "url = \"postgres://u:p@h/d\"", "password_file"),

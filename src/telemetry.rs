@@ -53,3 +53,27 @@ pub fn keep_memory_private() {
         tracing::warn!("core dumps could not be switched off");
     }
 }
+
+/// Makes sure of a file descriptor for every connection that may be open, and some for everything else,
+/// as far as the system lets it.
+pub fn make_room_for(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let needed = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(DESCRIPTORS_BESIDE);
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let most = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(most), ..limit });
+    if raised.is_err() || most < needed {
+        let limit = getrlimit(Resource::Nofile).current;
+        tracing::warn!(
+            needed,
+            limit,
+            "too few file descriptors for api.max_connections: raise LimitNOFILE, or lower the key"
+        );
+    }
+}
+
+/// For the database, files, the listener of notifications, and calls to the gateway.
+const DESCRIPTORS_BESIDE: u64 = 2048;

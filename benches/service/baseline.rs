@@ -123,7 +123,7 @@ pub async fn serve_echo(dir: &Path, bytes: usize) {
         private_key_pem: read("pki/server.key"),
         client_ca_pem: Some(read("pki/ca.pem")),
     });
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls.expect("a configuration"));
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls.expect("a configuration").config);
     let socket = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     println!("ready echo=https://{}", socket.local_addr().expect("an address"));
     let head = |body: usize| format!("HTTP/1.1 200 OK\r\ncontent-length: {body:04}\r\n\r\n");

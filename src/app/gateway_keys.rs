@@ -2,8 +2,7 @@
 //! all of which are accepted. They change without a restart: at SIGHUP, and when one of their files, or the
 //! configuration that names them, is another than before.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use crate::gateway::antom::client::Client;
 use crate::gateway::antom::sign::SigningKey;
 use crate::gateway::antom::verify::Verifier;
 
+use super::stamp::{Stamp, stamp};
 use super::{read, read_secret};
 
 /// How often the files are looked at.
@@ -91,10 +91,6 @@ pub(super) struct Watch {
     seen: Vec<Stamp>,
 }
 
-/// Tells a file from what it was before.
-#[derive(PartialEq, Eq)]
-struct Stamp(PathBuf, Option<(u64, u64, i64, i64)>);
-
 impl Watch {
     /// Remembers how the files are now.
     pub(super) fn new(config: &Config, clients: Vec<(String, Arc<Client>)>) -> Self {
@@ -170,10 +166,4 @@ fn stamps(config: &Config) -> Vec<Stamp> {
         section.private_keys.values().chain(section.public_keys.values()).map(PathBuf::as_path)
     });
     keys.chain(config.file.as_deref()).map(stamp).collect()
-}
-
-fn stamp(path: &Path) -> Stamp {
-    let metadata = std::fs::metadata(path).ok();
-    let facts = metadata.map(|facts| (facts.ino(), facts.size(), facts.mtime(), facts.mtime_nsec()));
-    Stamp(path.to_owned(), facts)
 }

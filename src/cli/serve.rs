@@ -24,6 +24,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if let (true, Some((fault, mend))) = (config.keys.require_private_memory, faults.first()) {
         anyhow::bail!("keys.require_private_memory: {fault}; {mend}");
     }
+    telemetry::make_room_for(config.api.max_connections);
     let app = App::start(&config).await?;
     let (ready, mut opened) = (app.ready_line(), app.opened());
     if !*opened.borrow() {

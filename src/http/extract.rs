@@ -57,9 +57,9 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
     }
 }
 
-/// Reads on past the limit, for a while: a caller that is still writing when the connection closes would
+/// Reads a body that is not looked at, for a while: a caller that is still writing when the connection closes would
 /// lose the answer that tells why.
-async fn discard(mut body: Body) {
+pub async fn discard(mut body: Body) {
     let all = async {
         let mut read = 0;
         while let (true, Some(Ok(frame))) = (read < DISCARDED_BYTES, body.frame().await) {

@@ -42,6 +42,9 @@ pub enum PeerError {
     /// A name that is not valid text.
     #[error("a name in the client's certificate cannot be read")]
     BadName,
+    /// The certificate says what its key is for, and signatures, such as the handshake's, are not among it.
+    #[error("the client's certificate is not for signatures")]
+    NotForSignatures,
     /// The certificate does not say that it is for clients. (rustls takes one that says nothing.)
     #[error("the client's certificate has no extended key usage for client authentication")]
     NotForClients,
@@ -57,6 +60,10 @@ impl Peer {
         let usage = certificate.extended_key_usage().map_err(|_| PeerError::Unreadable)?;
         if !usage.is_some_and(|usage| usage.value.client_auth) {
             return Err(PeerError::NotForClients);
+        }
+        let usage = certificate.key_usage().map_err(|_| PeerError::Unreadable)?;
+        if usage.is_some_and(|usage| !usage.value.digital_signature()) {
+            return Err(PeerError::NotForSignatures);
         }
         let (mut uri_sans, mut dns_sans) = (Vec::new(), Vec::new());
         if let Some(names) = certificate.subject_alternative_name().map_err(|_| PeerError::Unreadable)? {

@@ -54,6 +54,7 @@ kinds! {
     INVALID_QUERY = 400 "invalid_query" "A query parameter is unknown, repeated or not valid.";
     CLIENT_NOT_KNOWN = 403 "client_not_known" "The certificate is good, but its name is no configured client's.";
     CERTIFICATE_EXPIRED = 403 "certificate_expired" "The client's certificate has expired on this connection.";
+    CERTIFICATE_REFUSED = 403 "certificate_refused" "The client's certificate is not let in any more: it was revoked, or its authority is trusted no longer.";
     MISSING_SCOPE = 403 "missing_scope" "The client does not have the scope that this needs.";
     NOT_FOUND = 404 "not_found" "There is no such object for this merchant.";
     METHOD_NOT_ALLOWED = 405 "method_not_allowed" "The path does not take this method.";
@@ -69,6 +70,9 @@ kinds! {
     STORED_CREDENTIAL_REFUSED = 422 "stored_credential_refused" "A rule of stored credentials forbids the payment; errors tells which. Nothing was sent.";
     OPERATION_REFUSED = 422 "operation_refused" "The payment does not allow the operation; errors tells why. Nothing was sent.";
     BUYER_MISMATCH = 422 "buyer_mismatch" "The card belongs to another buyer. Nothing was sent.";
+    TOO_MANY_REQUESTS = 429 "too_many_requests" "The client asks faster than it may. Nothing was stored or sent." after 1;
+    TOO_MANY_AT_ONCE = 429 "too_many_at_once" "Too many requests of the client are under way. Nothing was stored or sent." after 1;
+    TOO_MANY_UNKNOWN_IDS = 429 "too_many_unknown_ids" "The client asks for too much that does not exist. Nothing was stored or sent." after 5;
     TOO_MANY_CVVS = 429 "too_many_cvvs" "Too many CVVs are held at once." after 30;
     INTERNAL = 500 "internal" "The vault failed; its log says why.";
     SEALED = 503 "sealed" "The vault is sealed: its custodians have not brought their shares yet. Nothing was stored or sent." after 30;
@@ -117,6 +121,11 @@ impl Problem {
     /// Its stable code.
     pub fn code(&self) -> &'static str {
         self.kind.code
+    }
+
+    /// Whether it says that something does not exist.
+    pub fn is_not_found(&self) -> bool {
+        self.kind == NOT_FOUND
     }
 
     /// Its HTTP status.

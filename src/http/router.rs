@@ -13,14 +13,18 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::MethodRouter;
+use tokio::sync::watch;
 
 use crate::base::ids::RequestId;
-use crate::model::access::{Action, Allowed, Caller, Client, Presented, identify};
+use crate::model::access::{Action, Allowed, Caller};
 use crate::model::audit::{Actor, Entry};
 use crate::ops::Vault;
 use crate::ops::audit::{acting, actor};
 use crate::ops::error::OpError;
 
+use super::admission::{Clients, Rules, Standing, changed};
+use super::extract::discard;
+use super::pace::{HOLD, Missed, Pace};
 use super::peer::Peer;
 use super::problem::{self, Problem};
 use super::routes;
@@ -31,7 +35,9 @@ pub struct Api {
     /// The operations.
     pub vault: Arc<Vault>,
     /// The configured clients.
-    pub clients: Arc<Vec<Client>>,
+    pub clients: Clients,
+    /// How fast they may ask.
+    pub pace: Arc<Pace>,
 }
 
 /// Makes the table of routes and its list, so that no route is served that a test of access does not see.
@@ -74,7 +80,7 @@ pub fn router(api: Api) -> Router {
 }
 
 /// Identifies the caller, runs the handler, writes the answer and one line of log.
-async fn every_request(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
+async fn every_request(State(api): State<Api>, request: Request, next: Next) -> Response<Body> {
     let started = Instant::now();
     // The path as it was matched, and a method that has a name: what was sent may hold anything.
     let method = method_name(request.method());
@@ -83,25 +89,44 @@ async fn every_request(State(api): State<Api>, mut request: Request, next: Next)
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
     let peer = request.extensions().get::<Arc<Peer>>().cloned();
-    let caller = identified(&api, peer.as_deref(), &request_id);
+    let standing = request.extensions().get::<Arc<Standing>>().cloned();
+    let mut rules = standing.as_ref().map(|standing| standing.watch());
+    let caller = identified(&api, peer.as_deref(), standing.as_deref(), &request_id);
     let who = acts(caller.as_ref().ok(), peer.as_deref(), &request_id);
-    let client = caller.as_ref().ok().map(|caller| caller.client.name.clone());
+    let client = caller.as_ref().ok().map(|caller| caller.client().name.clone());
     // What was asked for, as the trail tells it. The path itself is told only once it was found.
     let asked = format!("{method} {}", route.as_deref().unwrap_or("none"));
     let read =
         matches!(*request.method(), Method::GET | Method::HEAD).then(|| request.uri().path().to_owned());
     let response = acting(who, async {
+        let mut telling = Telling::Each;
         let response = match caller {
-            Err(problem) => problem.into_response(),
-            Ok(_) if !is_canonical(request.uri().path()) => Problem::from(problem::NOT_FOUND).into_response(),
-            // Nothing works without keys, and a caller who knows that can wait.
-            Ok(_) if api.vault.keys.are_closed() => Problem::from(problem::SEALED).into_response(),
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
-                next.run(request).await
+            Err(problem) => {
+                if !api.pace.stranger(api.vault.clock.instant()) {
+                    telling = Telling::No;
+                }
+                problem.into_response()
             }
+            Ok(caller) => match api.pace.enter(caller.client(), api.vault.clock.instant()) {
+                Err(refusal) => {
+                    telling = if refusal.first { Telling::Episode } else { Telling::No };
+                    discard(request.into_body()).await;
+                    Problem::from(refusal.kind).into_response()
+                }
+                Ok(mut pass) => {
+                    let look = Look { api: &api, peer: peer.as_deref(), standing: standing.as_deref() };
+                    let response = look.on(caller, request, next, &request_id, &mut rules).await;
+                    if response.extensions().get::<Problem>().is_some_and(Problem::is_not_found)
+                        && let Missed::Held { first } = pass.missed(api.vault.clock.instant())
+                    {
+                        telling = if first { Telling::Episode } else { Telling::No };
+                        tokio::time::sleep(HOLD).await;
+                    }
+                    response
+                }
+            },
         };
-        audited(&api.vault, response, asked, read).await
+        audited(&api.vault, response, asked, read, telling).await
     })
     .await;
     let code = response.extensions().get::<Problem>().map(Problem::code);
@@ -127,12 +152,70 @@ async fn every_request(State(api): State<Api>, mut request: Request, next: Next)
     response
 }
 
+/// Whether a refusal has a row of the audit trail.
+#[derive(Clone, Copy)]
+enum Telling {
+    /// Yes, as a rule.
+    Each,
+    /// Yes, for the many that follow too.
+    Episode,
+    /// No: an episode was told of already.
+    No,
+}
+
+/// A request whose caller may ask.
+struct Look<'a> {
+    api: &'a Api,
+    peer: Option<&'a Peer>,
+    standing: Option<&'a Standing>,
+}
+
+impl Look<'_> {
+    /// Runs the handler.
+    async fn on(
+        &self,
+        caller: Caller,
+        mut request: Request,
+        next: Next,
+        request_id: &RequestId,
+        rules: &mut Option<watch::Receiver<Arc<Rules>>>,
+    ) -> Response<Body> {
+        if !is_canonical(request.uri().path()) {
+            return Problem::from(problem::NOT_FOUND).into_response();
+        }
+        // Nothing works without keys, and a caller who knows that can wait.
+        if self.api.vault.keys.are_closed() {
+            return Problem::from(problem::SEALED).into_response();
+        }
+        // A read that waits ends when its caller is let in no more. What changes something does not: it was
+        // begun, and its caller must learn how it ended.
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        let refused = async {
+            loop {
+                match rules {
+                    Some(rules) => changed(rules).await,
+                    None => std::future::pending().await,
+                }
+                if let Err(problem) = identified(self.api, self.peer, self.standing, request_id) {
+                    return problem.into_response();
+                }
+            }
+        };
+        request.extensions_mut().insert(caller);
+        tokio::select! {
+            biased;
+            response = next.run(request) => response,
+            response = refused, if reads => response,
+        }
+    }
+}
+
 /// In whose name a request's work is done.
 fn acts(caller: Option<&Caller>, peer: Option<&Peer>, request_id: &RequestId) -> Actor {
     Actor {
         name: caller
-            .map_or_else(|| "peer:unknown".to_owned(), |caller| format!("client:{}", caller.client.name)),
-        merchant: caller.map(|caller| caller.client.merchant.clone()),
+            .map_or_else(|| "peer:unknown".to_owned(), |caller| format!("client:{}", caller.client().name)),
+        merchant: caller.map(|caller| caller.client().merchant.clone()),
         origin: peer.map(|peer| format!("{} certificate {}", peer.remote, peer.serial)),
         request_id: Some(request_id.as_str().to_owned()),
     }
@@ -145,11 +228,16 @@ async fn audited(
     response: Response<Body>,
     asked: String,
     read: Option<String>,
+    telling: Telling,
 ) -> Response<Body> {
     let recorded = match (response.extensions().get::<Problem>(), read) {
         // What cannot work for now has done nothing; and without keys nothing can be recorded.
         (Some(problem), _) if problem.status() >= 503 || vault.keys.are_closed() => return response,
-        (Some(problem), _) => vault.note_alone(&Entry::refused("request", problem.code()).about(asked)).await,
+        (Some(_), _) if matches!(telling, Telling::No) => return response,
+        (Some(problem), _) => {
+            let action = if matches!(telling, Telling::Episode) { "request.excess" } else { "request" };
+            vault.note_alone(&Entry::refused(action, problem.code()).about(asked)).await
+        }
         (None, Some(path)) => vault.audit.note_read(Entry::done("read", path)).await,
         (None, None) => return response,
     };
@@ -162,15 +250,21 @@ async fn audited(
     }
 }
 
-fn identified(api: &Api, peer: Option<&Peer>, request_id: &RequestId) -> Result<Caller, Problem> {
+fn identified(
+    api: &Api,
+    peer: Option<&Peer>,
+    standing: Option<&Standing>,
+    request_id: &RequestId,
+) -> Result<Caller, Problem> {
     let peer = peer.ok_or(problem::CLIENT_NOT_KNOWN)?;
-    // The handshake looked at the certificate once; a connection can outlive it.
+    // The handshake looked at the certificate once; a connection can outlive it, and the rules of its time.
     if api.vault.clock.now() > peer.not_after {
         return Err(problem::CERTIFICATE_EXPIRED.into());
     }
-    let presented = Presented { uris: &peer.uri_sans, dns: &peer.dns_sans, spki_sha256: &peer.spki_sha256 };
-    let client = identify(&api.clients, &presented).ok_or(problem::CLIENT_NOT_KNOWN)?;
-    Ok(Caller { client: client.clone(), request_id: request_id.clone() })
+    if standing.is_some_and(|standing| !standing.is_good()) {
+        return Err(problem::CERTIFICATE_REFUSED.into());
+    }
+    api.clients.caller(peer, request_id).ok_or_else(|| problem::CLIENT_NOT_KNOWN.into())
 }
 
 /// A method for the log: HTTP lets a caller make one up, a card number for one.

@@ -16,7 +16,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::HeaderValue;
-use axum::http::header::CONNECTION;
+use axum::http::header::{CONNECTION, TRANSFER_ENCODING};
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -26,18 +26,26 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::Acceptor;
 use rustls::{CertificateError, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tower::Service;
 
+use super::admission::{RuleSource, Rules, Standing, changed};
 use super::peer::Peer;
 use crate::metrics::Metrics;
 
+mod places;
+
+use places::{Asked, Place, Places};
+
 /// Smallest buffer that hyper takes.
 const SMALLEST_BUFFER: usize = 8 * 1024;
+/// Most certificates that a client may show, and most bytes of them: its own and a few authorities between.
+const MAX_CHAIN: usize = 6;
+const MAX_CHAIN_BYTES: usize = 16 * 1024;
 /// First and longest pause after an accept that failed (out of file descriptors, mostly).
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -56,8 +64,15 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long requests in flight may take to finish once the listener is told to stop.
     pub shutdown_grace: Duration,
-    /// Open connections, those in their handshake included. Further ones wait in the kernel's queue.
+    /// Open connections, those in their handshake included. One more takes the place of the one that has
+    /// been longest without showing a certificate; where all have shown one, it waits in the kernel's queue.
     pub max_connections: usize,
+    /// Open connections from one address. One more is closed, unless one of them has shown no certificate.
+    pub max_per_address: usize,
+    /// Open connections of one client. One more is closed after its handshake.
+    pub max_per_client: usize,
+    /// Open connections with a good certificate that is no client's, together.
+    pub max_strangers: usize,
     /// Handshakes that compute at the same time. A peer that has not sent its
     /// whole hello yet is not counted.
     pub max_handshakes: usize,
@@ -76,32 +91,13 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(30),
             max_connections: 1024,
+            max_per_address: 768,
+            max_per_client: 512,
+            max_strangers: 64,
             max_handshakes: 256,
             max_headers: 64,
             max_header_bytes: 16 * 1024,
         }
-    }
-}
-
-/// Where a listener's TLS configuration comes from: one for all its life, or a channel that brings new
-/// ones when certificates, authority or revocation list are reloaded. After a change, open connections
-/// end with the request that they are in, so that no connection outlives the rules it was let in by.
-pub struct TlsSource {
-    current: watch::Receiver<Arc<ServerConfig>>,
-    /// Keeps a fixed source's channel open.
-    _fixed: Option<Arc<watch::Sender<Arc<ServerConfig>>>>,
-}
-
-impl From<Arc<ServerConfig>> for TlsSource {
-    fn from(config: Arc<ServerConfig>) -> Self {
-        let (sender, current) = watch::channel(config);
-        Self { current, _fixed: Some(Arc::new(sender)) }
-    }
-}
-
-impl From<watch::Receiver<Arc<ServerConfig>>> for TlsSource {
-    fn from(current: watch::Receiver<Arc<ServerConfig>>) -> Self {
-        Self { current, _fixed: None }
     }
 }
 
@@ -140,18 +136,20 @@ impl Listener {
 
     /// Serves `app` over TLS until `shutdown`; then accepts no more, closes idle connections, and
     /// returns when the requests in flight are done or the grace is over. Each request carries a
-    /// `ConnectInfo<SocketAddr>` and, where clients have certificates, an `Arc<Peer>` as extensions.
+    /// `ConnectInfo<SocketAddr>` and, where clients have certificates, an `Arc<Peer>` and the connection's
+    /// `Arc<Standing>` as extensions. When the rules change, connections that they do not let in any more
+    /// end with the request that they are in.
     pub async fn serve(
         self,
-        tls: impl Into<TlsSource>,
+        rules: impl Into<RuleSource>,
         app: Router,
         limits: Limits,
         shutdown: impl Future<Output = ()>,
     ) {
-        let slots = Arc::new(Semaphore::new(limits.max_connections));
+        let places = Arc::new(Places::new(&limits));
         let (stop, stopping) = watch::channel(false);
         let shared = Arc::new(Shared {
-            tls: tls.into(),
+            rules: rules.into(),
             app,
             handshakes: Semaphore::new(limits.max_handshakes),
             stopping,
@@ -165,16 +163,13 @@ impl Listener {
             while let Some(ended) = tasks.try_join_next() {
                 report(ended);
             }
-            let (stream, remote, slot) = tokio::select! {
+            let (stream, remote, place) = tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                accepted = accept(&self.socket, &slots) => accepted,
+                accepted = accept(&self.socket, &places) => accepted,
             };
             let shared = Arc::clone(&shared);
-            tasks.spawn(async move {
-                shared.connection(stream, remote).await;
-                drop(slot);
-            });
+            tasks.spawn(async move { shared.connection(stream, remote, place).await });
         }
         drop(self.socket);
         stop.send_replace(true);
@@ -190,24 +185,25 @@ impl Listener {
     }
 }
 
-/// The next connection and its slot. Never fails: what goes wrong with one accept is over with the
+/// The next connection and its place. Never fails: what goes wrong with one accept is over with the
 /// next, or with the pause.
-async fn accept(
-    socket: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+async fn accept(socket: &TcpListener, places: &Arc<Places>) -> (TcpStream, SocketAddr, Place) {
     let mut pause = ACCEPT_PAUSE.0;
     loop {
-        // The semaphore is never closed; were it, waiting is right: nothing may be accepted.
-        let Ok(slot) = Arc::clone(slots).acquire_owned().await else {
-            return std::future::pending().await;
-        };
         match socket.accept().await {
-            Ok((stream, remote)) => return (stream, remote, slot),
+            Ok((stream, remote)) => loop {
+                match places.ask(remote.ip()) {
+                    Asked::Given(place) => return (stream, remote, place),
+                    Asked::TooMany => {
+                        tracing::info!(%remote, reason = "too many from its address", "a connection was closed");
+                        break;
+                    }
+                    Asked::Full => places.freed().await,
+                }
+            },
             Err(error) if belongs_to_one_peer(&error) => {}
             Err(error) => {
                 tracing::warn!(%error, "no connection can be accepted at the moment");
-                drop(slot);
                 sleep(pause).await;
                 pause = (pause * 2).min(ACCEPT_PAUSE.1);
             }
@@ -235,7 +231,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 
 /// What all connections of a listener share.
 struct Shared {
-    tls: TlsSource,
+    rules: RuleSource,
     app: Router,
     handshakes: Semaphore,
     stopping: watch::Receiver<bool>,
@@ -247,17 +243,28 @@ struct Shared {
 impl Shared {
     fn refused(&self, remote: SocketAddr, reason: &'static str) {
         tracing::info!(%remote, reason, "a handshake failed");
+        self.count_refused(reason);
+    }
+
+    fn count_refused(&self, reason: &'static str) {
         if let Some((metrics, name)) = &self.counted {
             metrics.handshake_refused(name, reason);
         }
     }
 
-    async fn connection(&self, stream: TcpStream, remote: SocketAddr) {
+    async fn connection(&self, stream: TcpStream, remote: SocketAddr, mut place: Place) {
         let mut stopping = self.stopping.clone();
-        let mut tls = self.tls.current.clone();
-        let config = Arc::clone(&tls.borrow_and_update());
+        let mut rules = self.rules.current.clone();
+        let config = Arc::clone(&rules.borrow_and_update().tls.config);
         let handshake = self.handshake(stream, config, &mut stopping);
-        let stream = match timeout(self.limits.handshake_timeout, handshake).await {
+        let handshake = tokio::select! {
+            result = timeout(self.limits.handshake_timeout, handshake) => result,
+            () = place.needed() => {
+                tracing::debug!(%remote, "a silent connection made room for another");
+                return;
+            }
+        };
+        let stream = match handshake {
             Ok(Ok(Some(stream))) => stream,
             Ok(Ok(None)) => return,
             Ok(Err(error)) => {
@@ -269,21 +276,37 @@ impl Shared {
                 return;
             }
         };
-        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        let peer = match certificate.map(|der| Peer::from_certificate(der, remote)) {
-            Some(Ok(peer)) => Some(Arc::new(peer)),
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+        if chain.len() > MAX_CHAIN || chain.iter().map(|one| one.len()).sum::<usize>() > MAX_CHAIN_BYTES {
+            tracing::info!(%remote, reason = "too long a chain of certificates", "a client was turned away");
+            self.count_refused("too long a chain of certificates");
+            return;
+        }
+        let standing = match chain.first().map(|leaf| Peer::from_certificate(leaf, remote)) {
+            Some(Ok(peer)) => {
+                let peer = Arc::new(peer);
+                let client = rules.borrow().clients.name(&peer);
+                if !place.keep(client) {
+                    tracing::info!(%remote, reason = "too many of its client", "a connection was closed");
+                    self.count_refused("too many of its client");
+                    return;
+                }
+                Some((Arc::clone(&peer), Arc::new(Standing::new(peer, chain, rules.clone()))))
+            }
             Some(Err(error)) => {
                 tracing::info!(%remote, reason = %error, "a client was turned away");
-                if let Some((metrics, name)) = &self.counted {
-                    metrics.handshake_refused(name, "certificate not made for clients, or not readable");
-                }
+                self.count_refused("certificate not made for clients, or not readable");
                 return;
             }
             // Only where the configuration asks for none; else the handshake has failed already.
             None => None,
         };
         let _open = self.counted.as_ref().map(|(metrics, name)| metrics.connection(name));
-        self.requests(stream, remote, peer, tls, stopping).await;
+        tokio::select! {
+            () = self.requests(stream, remote, standing, rules, stopping) => {}
+            // Only where clients show no certificate.
+            () = place.needed() => tracing::debug!(%remote, "a connection made room for another"),
+        }
     }
 
     /// None where the listener was told to stop before the peer has said hello. One that has may send its
@@ -309,8 +332,8 @@ impl Shared {
         &self,
         stream: TlsStream<TcpStream>,
         remote: SocketAddr,
-        peer: Option<Arc<Peer>>,
-        mut tls: watch::Receiver<Arc<ServerConfig>>,
+        peer: Option<(Arc<Peer>, Arc<Standing>)>,
+        mut rules: watch::Receiver<Arc<Rules>>,
         mut stopping: watch::Receiver<bool>,
     ) {
         let limits = &self.limits;
@@ -339,7 +362,10 @@ impl Shared {
                     return;
                 }
                 () = told_to_stop(&mut stopping), if !closing => closing = true,
-                () = replaced(&mut tls), if !closing => closing = true,
+                () = changed(&mut rules), if !closing => match &peer {
+                    Some((_, standing)) if !standing.may_stay() => closing = true,
+                    _ => continue,
+                },
                 () = sleep_until(activity.idle_since() + patience) => match activity.is_idle() {
                     // Told to go and silent for a while more: it does not read its answer.
                     Some(idle) if closing && idle >= patience => return,
@@ -361,10 +387,13 @@ impl Shared {
         &self,
         request: Request<Incoming>,
         remote: SocketAddr,
-        peer: Option<Arc<Peer>>,
+        peer: Option<(Arc<Peer>, Arc<Standing>)>,
         activity: Arc<Activity>,
     ) -> Result<Response<Body>, Infallible> {
         let _busy = Busy::start(activity);
+        // A body in chunks may have come with a length too, which somebody before us may have believed: what
+        // follows it is not read as a request (RFC 9112, 6.1).
+        let in_chunks = request.headers().contains_key(TRANSFER_ENCODING);
         let unread = Arc::new(AtomicBool::new(!request.body().is_end_stream()));
         let mut request = request.map(|body| {
             if body.is_end_stream() {
@@ -374,13 +403,18 @@ impl Shared {
             Body::new(BodyInTime { body, end, unread: Arc::clone(&unread) })
         });
         request.extensions_mut().insert(ConnectInfo(remote));
-        if let Some(peer) = peer {
+        let standing = peer.as_ref().map(|(_, standing)| Arc::clone(standing));
+        if let Some((peer, standing)) = peer {
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(standing);
         }
         // A router is always ready: it queues nothing.
         let mut response = self.app.clone().call(request).await?;
         let leaving = self.leaving.as_ref().is_some_and(|leaving| *leaving.borrow());
-        if leaving || unread.load(Ordering::Acquire) {
+        if leaving || in_chunks || standing.is_some_and(|standing| !standing.is_good()) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if unread.load(Ordering::Acquire) {
             // The rest of the body stands where the next request would: hyper may have to close, and a
             // caller that is not told would send its next request into the void.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -392,13 +426,6 @@ impl Shared {
 async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
     // An error means that the listener is gone: stop too.
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-async fn replaced(tls: &mut watch::Receiver<Arc<ServerConfig>>) {
-    if tls.changed().await.is_err() {
-        // Nobody can bring a new configuration any more; the one at hand stays.
-        std::future::pending::<()>().await;
-    }
 }
 
 /// Whether a connection is between requests, and since when.
@@ -502,7 +529,7 @@ fn reason(error: &io::Error) -> &'static str {
             }
             CertificateError::ExpiredRevocationList
             | CertificateError::ExpiredRevocationListContext { .. } => "the revocation list is stale",
-            CertificateError::UnknownRevocationStatus => "the revocation list does not cover the authority",
+            CertificateError::UnknownRevocationStatus => "no revocation list tells of the certificate",
             _ => "certificate not valid",
         },
         Some(Tls::PeerIncompatible(_)) => "no common version or algorithm",

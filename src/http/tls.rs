@@ -4,11 +4,20 @@
 
 use std::sync::Arc;
 
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
+use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
+
+use crate::base::clock::Millis;
+
+/// What a PEM file has and a DER file has not.
+const PEM_BEGIN: &[u8] = b"-----BEGIN";
 
 /// What a listener needs, as it was read from files.
 pub struct ServerTls {
@@ -32,8 +41,8 @@ pub enum TlsError {
     /// The authority's file is not PEM, holds no certificate, or one that cannot be a trust anchor.
     #[error("the clients' authority file holds no readable certificate")]
     ClientAuthority,
-    /// The revocation list is not PEM, or not of the clients' authority's shape.
-    #[error("the revocation list cannot be read")]
+    /// A revocation list is neither PEM nor DER, not whole, or says nothing of its next update.
+    #[error("a revocation list is no readable list with a next update")]
     RevocationList,
     /// Certificate and key do not belong together, or the key is of an unusable kind.
     #[error("the server's certificate and private key do not belong together")]
@@ -43,57 +52,183 @@ pub enum TlsError {
     Version(#[source] rustls::Error),
 }
 
-/// The listener's configuration.
-pub fn server_config(tls: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
-    server_config_with_revocation(tls, None)
+/// What stands for the clients' revocation in a configuration.
+#[derive(Clone, Copy)]
+pub enum Revocation<'a> {
+    /// No list is configured.
+    Unchecked,
+    /// These lists; a client that none of them speaks of, or only one that is past its next update, is
+    /// refused.
+    Lists(&'a RevocationLists),
+    /// Lists are configured and cannot be had: nobody is let in.
+    Closed,
 }
 
-/// The same, with a revocation list of the clients' authority (PEM, one or more lists). A list that is
-/// past its next update refuses every client: a stale list must not let a revoked client in.
-pub fn server_config_with_revocation(
-    tls: &ServerTls,
-    revocation_pem: Option<&[u8]>,
-) -> Result<Arc<ServerConfig>, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let chain = certificates(&tls.certificate_pem).ok_or(TlsError::Certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(&tls.private_key_pem).map_err(|_| TlsError::PrivateKey)?;
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(TlsError::Version)?;
-    let builder = match &tls.client_ca_pem {
-        Some(pem) => builder.with_client_cert_verifier(client_verifier(provider, pem, revocation_pem)?),
-        None => builder.with_no_client_auth(),
-    };
-    let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Mismatch)?;
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+/// The revocation lists of the clients' authority and of those below it.
+pub struct RevocationLists {
+    lists: Vec<CertificateRevocationListDer<'static>>,
+    next_update: Millis,
+}
+
+impl RevocationLists {
+    /// Reads files, each of which is PEM with one list or more, or one list in DER.
+    pub fn read<B: AsRef<[u8]>>(files: &[B]) -> Result<Self, TlsError> {
+        let mut dated = Vec::new();
+        for file in files {
+            let found = lists_in(file.as_ref()).ok_or(TlsError::RevocationList)?;
+            for der in found {
+                let facts = list_facts(&der).ok_or(TlsError::RevocationList)?;
+                dated.push((facts, der));
+            }
+        }
+        // Of two lists of one issuer the first is used: the newer one goes first.
+        dated.sort_by_key(|((this_update, _), _)| std::cmp::Reverse(*this_update));
+        let next_update =
+            dated.iter().map(|((_, next_update), _)| *next_update).min().ok_or(TlsError::RevocationList)?;
+        Ok(Self { lists: dated.into_iter().map(|(_, der)| der).collect(), next_update })
+    }
+
+    /// When the first of them is stale.
+    pub fn next_update(&self) -> Millis {
+        self.next_update
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lists.len()
+    }
+}
+
+fn lists_in(file: &[u8]) -> Option<Vec<CertificateRevocationListDer<'static>>> {
+    if file.windows(PEM_BEGIN.len()).any(|window| window == PEM_BEGIN) {
+        let all = CertificateRevocationListDer::pem_slice_iter(file).collect::<Result<Vec<_>, _>>().ok()?;
+        return (!all.is_empty()).then_some(all);
+    }
+    Some(vec![CertificateRevocationListDer::from(file.to_vec())])
+}
+
+/// A list's times, this update and the next; none where it is not one list, whole, that has both.
+fn list_facts(der: &[u8]) -> Option<(Millis, Millis)> {
+    let (rest, list) = CertificateRevocationList::from_der(der).ok()?;
+    let millis = |time: x509_parser::time::ASN1Time| Millis(time.timestamp().saturating_mul(1000));
+    rest.is_empty().then_some((millis(list.last_update()), millis(list.next_update()?)))
+}
+
+/// What a listener lets in by: the handshake's rules, and those for connections that are open already.
+#[derive(Clone)]
+pub struct Tls {
+    /// What new handshakes are held against.
+    pub config: Arc<ServerConfig>,
+    /// What the certificate of an open connection is held against when the rules change: the same
+    /// authorities and lists, but a list may be past its next update. None where no client is asked for one.
+    pub open: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl Tls {
+    /// The rules as the files have them. `open` is what open connections are held against; it differs
+    /// from `new` only where the lists cannot be had.
+    pub fn new(tls: &ServerTls, new: Revocation<'_>, open: Revocation<'_>) -> Result<Self, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let chain = certificates(&tls.certificate_pem).ok_or(TlsError::Certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(&tls.private_key_pem).map_err(|_| TlsError::PrivateKey)?;
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(TlsError::Version)?;
+        let (builder, open) = match &tls.client_ca_pem {
+            Some(pem) => {
+                let strict = client_verifier(&provider, pem, new, true)?;
+                let open = client_verifier(&provider, pem, open, false)?;
+                (builder.with_client_cert_verifier(strict), Some(open))
+            }
+            None => (builder.with_no_client_auth(), None),
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(TlsError::Mismatch)?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { config: Arc::new(config), open })
+    }
+}
+
+/// The rules without revocation.
+pub fn server_config(tls: &ServerTls) -> Result<Tls, TlsError> {
+    Tls::new(tls, Revocation::Unchecked, Revocation::Unchecked)
+}
+
+/// The rules with a revocation list of the clients' authority (PEM, one or more lists, or DER). A list that
+/// is past its next update refuses every client: a stale list must not let a revoked client in.
+pub fn server_config_with_revocation(tls: &ServerTls, revocation: &[u8]) -> Result<Tls, TlsError> {
+    let lists = RevocationLists::read(&[revocation])?;
+    Tls::new(tls, Revocation::Lists(&lists), Revocation::Lists(&lists))
 }
 
 fn client_verifier(
-    provider: Arc<CryptoProvider>,
+    provider: &Arc<CryptoProvider>,
     authority_pem: &[u8],
-    revocation_pem: Option<&[u8]>,
-) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
+    revocation: Revocation<'_>,
+    strict: bool,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for authority in certificates(authority_pem).ok_or(TlsError::ClientAuthority)? {
         roots.add(authority).map_err(|_| TlsError::ClientAuthority)?;
     }
-    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-    if let Some(pem) = revocation_pem {
-        let lists = CertificateRevocationListDer::pem_slice_iter(pem)
-            .collect::<Result<Vec<_>, _>>()
-            .ok()
-            .filter(|lists| !lists.is_empty())
-            .ok_or(TlsError::RevocationList)?;
-        builder = builder.with_crls(lists).enforce_revocation_expiration();
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+    if let Revocation::Lists(lists) = revocation {
+        builder = builder.with_crls(lists.lists.clone());
+        if strict {
+            builder = builder.enforce_revocation_expiration();
+        }
     }
-    builder.build().map_err(|_| match revocation_pem {
-        Some(_) => TlsError::RevocationList,
-        None => TlsError::ClientAuthority,
+    let verifier = builder.build().map_err(|_| match revocation {
+        Revocation::Lists(_) => TlsError::RevocationList,
+        _ => TlsError::ClientAuthority,
+    })?;
+    Ok(match revocation {
+        Revocation::Closed => Arc::new(Nobody(verifier)),
+        _ => verifier,
     })
+}
+
+/// Lets nobody in: what would tell who is revoked cannot be had.
+#[derive(Debug)]
+struct Nobody(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Nobody {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Err(rustls::CertificateError::UnknownRevocationStatus.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// All certificates of a PEM file; `None` where there is none, or one does not decode.
@@ -121,7 +256,7 @@ mod tests {
         let now = SystemClock.now();
         let authority = Authority::make("test", now).unwrap();
         let leaf = authority.server(&["localhost"], now, 1).unwrap();
-        let config = server_config(&files(&leaf, &authority)).unwrap();
+        let config = server_config(&files(&leaf, &authority)).unwrap().config;
         assert_eq!(config.send_tls13_tickets, 0);
         assert_eq!(config.max_early_data_size, 0);
         assert!(!config.session_storage.can_cache());
@@ -152,7 +287,33 @@ mod tests {
         ));
         let key = other.private_key_pem.expose().as_bytes().to_vec();
         assert!(matches!(bad(ServerTls { private_key_pem: key, ..good() }), TlsError::Mismatch(_)));
-        let list = server_config_with_revocation(&good(), Some(b"nothing"));
+        let list = server_config_with_revocation(&good(), b"nothing");
         assert!(matches!(list, Err(TlsError::RevocationList)));
+    }
+
+    /// A list counts only whole, in either form; of several the earliest end is told.
+    #[test]
+    fn lists_are_read_whole_or_not_at_all() {
+        let now = SystemClock.now();
+        let authority = Authority::make("test", now).unwrap();
+        let (short, long) = (
+            authority.revocation_list(&[], now, 1).unwrap(),
+            authority.revocation_list(&[], now, 3).unwrap(),
+        );
+        let der = CertificateRevocationListDer::from_pem_slice(short.as_bytes()).unwrap().to_vec();
+        let read =
+            |file: &[u8]| RevocationLists::read(&[file]).map(|lists| (lists.count(), lists.next_update()));
+        let end = read(short.as_bytes()).unwrap().1;
+        assert_eq!(read(&der).unwrap(), (1, end));
+        assert_eq!(read(format!("{long}{short}").as_bytes()).unwrap(), (2, end));
+        assert_eq!(RevocationLists::read(&[long.as_bytes(), &der]).unwrap().next_update(), end);
+        for cut in 0..der.len() {
+            assert!(read(&der[..cut]).is_err(), "{cut}");
+        }
+        assert!(read(&[&der[..], b"\0"].concat()).is_err());
+        assert!(read(&[&der[..], &der[..]].concat()).is_err(), "two in one DER file");
+        assert!(read(authority.certificate_pem().as_bytes()).is_err(), "a certificate");
+        assert!(RevocationLists::read::<&[u8]>(&[]).is_err(), "no file");
+        assert!(RevocationLists::read(&[short.as_bytes(), b""]).is_err(), "one of two is empty");
     }
 }

@@ -69,7 +69,7 @@ impl Scope {
 }
 
 /// A configured client.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     /// Its name in the configuration.
     pub name: ClientName,
@@ -83,6 +83,26 @@ pub struct Client {
     pub account: GatewayAccount,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
+    /// How fast.
+    pub pace: ClientPace,
+}
+
+/// How fast a client may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientPace {
+    /// Requests in a second.
+    pub per_second: u32,
+    /// Requests under way at once.
+    pub at_once: u32,
+    /// Questions after what does not exist, in a minute, before they are taken for guesses.
+    pub unknown_ids_per_minute: u32,
+}
+
+impl Default for ClientPace {
+    /// So high that no client in its right mind comes near.
+    fn default() -> Self {
+        Self { per_second: 50_000, at_once: 512, unknown_ids_per_minute: 300 }
+    }
 }
 
 /// A subject alternative name, compared exactly. The common name is never looked at.
@@ -118,13 +138,11 @@ pub fn identify<'c>(clients: &'c [Client], presented: &Presented<'_>) -> Option<
     matching.next().is_none().then_some(client)
 }
 
-/// A request's caller, once identified.
+/// A request's caller, once identified: only [`Caller::identify`] makes one.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// Who calls.
-    pub client: Client,
-    /// This request's id, for logs and answers.
-    pub request_id: RequestId,
+    client: Client,
+    request_id: RequestId,
 }
 
 /// The caller lacks a scope.
@@ -175,6 +193,51 @@ actions! {
 
 /// Evidence of a decision: only [`Caller::allow`] makes one, and an operation demands it, so that no
 /// operation can be called without the decision.
+///
+/// ```
+/// use cardvault::model::access::{Allowed, Caller, MissingScope, ReadCards};
+///
+/// fn decide(caller: &Caller) -> Result<Allowed<ReadCards>, MissingScope> {
+///     caller.allow::<ReadCards>()
+/// }
+/// ```
+///
+/// It cannot be made up,
+/// ```compile_fail,E0451
+/// use cardvault::model::access::{Allowed, Caller, ReadCards};
+///
+/// fn make_up(caller: Caller) -> Allowed<ReadCards> {
+///     Allowed { caller, action: std::marker::PhantomData }
+/// }
+/// ```
+/// nor can the caller whom it is about,
+/// ```compile_fail,E0451
+/// use cardvault::base::ids::RequestId;
+/// use cardvault::model::access::{Caller, Client};
+///
+/// fn make_up(client: Client, request_id: RequestId) -> Caller {
+///     Caller { client, request_id }
+/// }
+/// ```
+/// and it is of one action: who may read cards may not erase them with it.
+/// ```compile_fail,E0308
+/// use cardvault::base::ids::CardId;
+/// use cardvault::model::access::{Allowed, ReadCards};
+/// use cardvault::ops::Vault;
+///
+/// async fn erase(vault: &Vault, allowed: &Allowed<ReadCards>, id: &CardId) {
+///     let _ = vault.erase_card(allowed, id).await;
+/// }
+/// ```
+/// ```
+/// use cardvault::base::ids::CardId;
+/// use cardvault::model::access::{Allowed, EraseCards};
+/// use cardvault::ops::Vault;
+///
+/// async fn erase(vault: &Vault, allowed: &Allowed<EraseCards>, id: &CardId) {
+///     let _ = vault.erase_card(allowed, id).await;
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Allowed<A> {
     caller: Caller,
@@ -182,6 +245,22 @@ pub struct Allowed<A> {
 }
 
 impl Caller {
+    /// The caller that a verified certificate stands for, for one request.
+    pub fn identify(clients: &[Client], presented: &Presented<'_>, request_id: &RequestId) -> Option<Self> {
+        let client = identify(clients, presented)?.clone();
+        Some(Self { client, request_id: request_id.clone() })
+    }
+
+    /// Who calls.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// This request's id, for logs and answers.
+    pub fn request_id(&self) -> &RequestId {
+        &self.request_id
+    }
+
     /// Decides whether the caller may do `A`.
     pub fn allow<A: Action>(&self) -> Result<Allowed<A>, MissingScope> {
         if self.client.scopes.contains(&A::SCOPE) {
@@ -221,6 +300,7 @@ mod tests {
             merchant: Merchant::parse("acme").expect("a merchant"),
             account: GatewayAccount::parse("SANDBOX_1").expect("an account"),
             scopes: scopes.iter().copied().collect(),
+            pace: ClientPace::default(),
         }
     }
 
@@ -251,10 +331,11 @@ mod tests {
 
     #[test]
     fn only_a_scope_that_is_held_is_allowed() {
-        let caller = Caller {
-            client: client("one", "x:y", &[Scope::CardsRead]),
-            request_id: RequestId::make().expect("entropy"),
-        };
+        let clients = [client("one", "x:y", &[Scope::CardsRead])];
+        let request_id = RequestId::make().expect("entropy");
+        let uris = ["x:y".to_owned()];
+        let presented = Presented { uris: &uris, dns: &[], spki_sha256: &[0; 32] };
+        let caller = Caller::identify(&clients, &presented, &request_id).expect("a caller");
         assert!(caller.allow::<ReadCards>().is_ok());
         assert_eq!(caller.allow::<WriteCards>().err(), Some(MissingScope(Scope::CardsWrite)));
         assert_eq!(Scope::ALL.map(|scope| Scope::parse(scope.name())), Scope::ALL.map(Some));

@@ -9,6 +9,7 @@ pub mod cards;
 pub mod custody;
 pub mod error;
 pub mod events;
+pub mod hindrances;
 pub mod keys;
 pub mod notifications;
 pub mod operations;
@@ -40,6 +41,7 @@ use crate::store::backend::Db;
 use audit::{Audit, AuditedTx};
 use error::OpError;
 use events::EventBell;
+use hindrances::Hindrances;
 use keys::DataKeys;
 use running::Running;
 
@@ -132,6 +134,8 @@ pub struct Vault {
     pub audit: Audit,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What keeps this process from its work, beyond what [`Vault::check`] finds out by itself.
+    pub hindrances: Hindrances,
 }
 
 impl Vault {
@@ -161,6 +165,7 @@ impl Vault {
             running: Running::default(),
             bell: EventBell::default(),
             metrics,
+            hindrances: Hindrances::default(),
         })
     }
 

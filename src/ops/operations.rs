@@ -93,7 +93,7 @@ impl Vault {
             payment_request_id: &payment.payment_request_id,
             amount: &request.amount,
             asked: Some(Asked {
-                client: &allowed.caller().client.name,
+                client: &allowed.caller().client().name,
                 meaning: &meaning,
                 meaning_key: &meaning_key,
                 outgoing: &sealed,

@@ -1,5 +1,5 @@
 //! Whether the vault can work: the database takes a write, the keys open what they seal, the audit trail can
-//! be appended to. Each check does the real thing and takes it back, so it leaves no row behind.
+//! be appended to, callers can be let in. Each check does the real thing and takes it back, so it leaves no row behind.
 //!
 //! A check must run on a task of its own: a future that is dropped during `BEGIN` harms its connection.
 
@@ -27,11 +27,13 @@ pub enum Check {
     Keys,
     /// The audit trail can be appended to.
     Audit,
+    /// Callers can be let in: nothing is known to be in the way, as a revocation list that is stale.
+    Admission,
 }
 
 impl Check {
     /// Every check.
-    pub const ALL: [Self; 3] = [Self::Database, Self::Keys, Self::Audit];
+    pub const ALL: [Self; 4] = [Self::Database, Self::Keys, Self::Audit, Self::Admission];
 
     /// The check's name, for operators.
     pub fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Check {
             Self::Database => "database",
             Self::Keys => "keys",
             Self::Audit => "audit",
+            Self::Admission => "admission",
         }
     }
 }
@@ -50,6 +53,10 @@ impl Vault {
             Check::Database => Ok(leases::try_write(&self.db, &self.instance).await?),
             Check::Keys => self.check_keys(),
             Check::Audit => self.check_audit().await,
+            Check::Admission => match self.hindrances.first() {
+                Some(what) => Err(OpError::Unavailable(anyhow::anyhow!(what))),
+                None => Ok(()),
+            },
         }
     }
 

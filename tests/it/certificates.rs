@@ -2,6 +2,9 @@
 //! clients, and whose key the client holds; and a good certificate that is no configured client's gets
 //! 403 and nothing else.
 
+mod kinds;
+mod reload;
+
 use std::time::Duration;
 
 use cardvault::base::clock::{Clock, Millis, SystemClock};
@@ -157,6 +160,9 @@ async fn a_name_is_the_configured_one_or_nobodys() {
         spki_sha256: pin,
         merchant: "acme".to_owned(),
         scopes: ["cards:read".to_owned()].into(),
+        requests_per_second: None,
+        requests_at_once: None,
+        unknown_ids_per_minute: None,
     };
     vault.config.client.extend([
         client("by-dns", None, Some("backoffice.acme.example"), None),

@@ -1,6 +1,8 @@
 //! No client reaches another merchant's objects, learns whether they exist, or exceeds its scopes. The
 //! tables name every route that is served, so that a new route without a row fails.
 
+mod matrix;
+
 use std::collections::BTreeSet;
 
 use cardvault::http::router::ROUTES;

@@ -11,7 +11,7 @@ use crate::http::router::{Call, json};
 /// Handles the request.
 pub async fn handle(call: Call) -> Result<Response<Body>, Problem> {
     Query::read(call.query(), &[])?;
-    let client = &call.caller.client;
+    let client = call.caller.client();
     let scopes: Vec<String> = client.scopes.iter().map(|scope| format!("\"{}\"", scope.name())).collect();
     let text = ObjectWriter::default()
         .string("client", client.name.as_str())

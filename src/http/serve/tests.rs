@@ -16,7 +16,11 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::base::clock::{Clock, Millis, SystemClock};
-use crate::http::tls::{ServerTls, server_config, server_config_with_revocation};
+use crate::base::ids::{ClientName, GatewayAccount, Merchant};
+use crate::http::tls::{
+    Revocation, RevocationLists, ServerTls, Tls, server_config, server_config_with_revocation,
+};
+use crate::model::access::{Client, ClientPace, SanName, Scope};
 use crate::pki::{Authority, CertifiedPem, LeafOptions, Usage, serial_of};
 
 const CHECKOUT: &str = "spiffe://cardvault/acme/checkout";
@@ -27,7 +31,7 @@ struct Edge {
     authority: Authority,
     address: SocketAddr,
     served: Arc<AtomicUsize>,
-    tls: watch::Sender<Arc<ServerConfig>>,
+    rules: watch::Sender<Arc<Rules>>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -35,7 +39,7 @@ struct Edge {
 impl Edge {
     async fn start(limits: Limits) -> Self {
         let authority = Authority::make("clients", SystemClock.now()).unwrap();
-        let (tls, source) = watch::channel(server_config(&files(&authority)).unwrap());
+        let (rules, source) = watch::channel(by(server_config(&files(&authority)).unwrap()));
         let served = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&served);
         let app = Router::new()
@@ -66,7 +70,7 @@ impl Edge {
         let task = tokio::spawn(listener.serve(source, app, limits, async {
             let _ = stopped.await;
         }));
-        Self { authority, address, served, tls, stop: Some(stop), task }
+        Self { authority, address, served, rules, stop: Some(stop), task }
     }
 
     fn good_client(&self) -> CertifiedPem {
@@ -128,6 +132,20 @@ impl Conversation {
             timeout(Duration::from_secs(10), self.stream.read(&mut buffer)).await.unwrap().unwrap_or(0);
         String::from_utf8_lossy(&buffer[..read]).into_owned()
     }
+}
+
+/// Rules with one client: checkout.
+fn by(tls: Tls) -> Arc<Rules> {
+    let client = Client {
+        name: ClientName::parse("checkout").unwrap(),
+        san: SanName::Uri(CHECKOUT.to_owned()),
+        spki_sha256: None,
+        merchant: Merchant::parse("acme").unwrap(),
+        account: GatewayAccount::parse("SANDBOX_1").unwrap(),
+        scopes: Scope::ALL.into(),
+        pace: ClientPace::default(),
+    };
+    Arc::new(Rules { tls, clients: vec![client].into() })
 }
 
 fn files(authority: &Authority) -> ServerTls {
@@ -385,16 +403,65 @@ async fn two_hundred_silent_connections_do_not_keep_a_good_client_out() {
     drop(silent);
 }
 
+/// A full house: silent connections make room at once, those of clients do not.
 #[tokio::test]
-async fn past_the_ceiling_a_client_waits_for_a_place_and_gets_it() {
+async fn past_the_ceiling_silence_makes_room_and_clients_are_waited_for() {
     let edge = Edge::start(Limits { max_connections: 3, ..quick() }).await;
     let mut silent = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..20 {
         silent.push(TcpStream::connect(edge.address).await.unwrap());
     }
-    let started = Instant::now();
     assert!(!edge.answer(Some(&edge.good_client())).await.is_empty());
-    assert!(started.elapsed() < Duration::from_secs(3));
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut one = edge.connect(Some(&edge.good_client())).await.unwrap();
+        one.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        assert!(one.some().await.contains("200 OK"));
+        open.push(one);
+    }
+    // They are idle soon, and closed then.
+    assert!(!edge.answer(Some(&edge.good_client())).await.is_empty());
+}
+
+/// One client's connections, and those with a certificate that is nobody's, have an end of their own.
+#[tokio::test]
+async fn a_client_cannot_take_the_places_of_others() {
+    let edge = Edge::start(Limits { max_per_client: 2, max_strangers: 1, ..Limits::default() }).await;
+    let nobody = edge.authority.client("spiffe://cardvault/nobody", SystemClock.now(), 1).unwrap();
+    let mut open = Vec::new();
+    for (client, places) in [(edge.good_client(), 2), (nobody, 1)] {
+        for place in 0..places + 2 {
+            let mut one = edge.connect(Some(&client)).await.unwrap();
+            let _ = one.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            let served = one.some().await.contains("200 OK");
+            assert_eq!(served, place < places);
+            open.push(one);
+        }
+    }
+    drop(open);
+    sleep(Duration::from_millis(200)).await;
+    assert!(!edge.answer(Some(&edge.good_client())).await.is_empty(), "places come back");
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_connections() {
+    let edge = Edge::start(Limits { max_per_address: 2, ..Limits::default() }).await;
+    let client = edge.good_client();
+    let mut open = Vec::new();
+    for place in 0..4 {
+        // A silent one of the same address makes room; one of a client does not.
+        let _silent = TcpStream::connect(edge.address).await.unwrap();
+        let served = match edge.connect(Some(&client)).await {
+            Ok(mut one) => {
+                let _ = one.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+                let served = one.some().await.contains("200 OK");
+                open.push(one);
+                served
+            }
+            Err(_) => false,
+        };
+        assert_eq!(served, place < 2, "{place}");
+    }
 }
 
 #[tokio::test]
@@ -439,11 +506,37 @@ async fn a_revoked_client_is_refused_and_its_open_connection_ends() {
     assert!(open.some().await.contains("200 OK"));
     let serial = serial_of(&revoked.certificate_pem).unwrap();
     let list = edge.authority.revocation_list(&[serial], SystemClock.now(), 1).unwrap();
-    let config = server_config_with_revocation(&files(&edge.authority), Some(list.as_bytes())).unwrap();
-    edge.tls.send_replace(config);
+    let config = server_config_with_revocation(&files(&edge.authority), list.as_bytes()).unwrap();
+    edge.rules.send_replace(by(config));
     assert!(timeout(Duration::from_secs(2), open.rest()).await.unwrap().is_empty());
     assert!(edge.answer(Some(&revoked)).await.is_empty());
     assert!(!edge.answer(Some(&other)).await.is_empty());
+}
+
+/// What does not concern a connection leaves it open: a renewed certificate of the server, a list that does
+/// not name its client, and lists that cannot be had any more, which let nobody new in.
+#[tokio::test]
+async fn an_open_connection_stays_where_the_new_rules_let_it_in() {
+    let edge = Edge::start(Limits::default()).await;
+    let (client, revoked) = (edge.good_client(), edge.good_client());
+    let serial = serial_of(&revoked.certificate_pem).unwrap();
+    let list = edge.authority.revocation_list(&[serial], SystemClock.now(), 1).unwrap();
+    let files = files(&edge.authority);
+    let mut open = edge.connect(Some(&client)).await.unwrap();
+    let lists = RevocationLists::read(&[list.as_bytes()]).unwrap();
+    let with_list = server_config_with_revocation(&files, list.as_bytes()).unwrap();
+    let closed = Tls::new(&files, Revocation::Closed, Revocation::Lists(&lists)).unwrap();
+    for (tls, lets_in) in [(server_config(&files).unwrap(), true), (with_list, true), (closed, false)] {
+        edge.rules.send_replace(by(tls));
+        sleep(Duration::from_millis(50)).await;
+        open.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        assert!(open.some().await.contains("200 OK"));
+        assert_eq!(!edge.answer(Some(&client)).await.is_empty(), lets_in);
+    }
+    // A client that is taken out.
+    let nobody = Rules { tls: server_config(&files).unwrap(), clients: Vec::new().into() };
+    edge.rules.send_replace(Arc::new(nobody));
+    assert!(timeout(Duration::from_secs(2), open.rest()).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -455,8 +548,8 @@ async fn a_stale_or_foreign_revocation_list_refuses_everybody() {
     let foreign = Authority::make("stranger", SystemClock.now()).unwrap();
     let foreign = foreign.revocation_list(&[], SystemClock.now(), 1).unwrap();
     for list in [stale, foreign] {
-        let config = server_config_with_revocation(&files(&edge.authority), Some(list.as_bytes())).unwrap();
-        edge.tls.send_replace(config);
+        let config = server_config_with_revocation(&files(&edge.authority), list.as_bytes()).unwrap();
+        edge.rules.send_replace(by(config));
         assert!(edge.answer(Some(&client)).await.is_empty());
     }
 }

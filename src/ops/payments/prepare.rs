@@ -410,7 +410,7 @@ impl Vault {
                 wants_token,
                 expires_at,
                 buyer,
-                client: allowed.caller().client.name.clone(),
+                client: allowed.caller().client().name.clone(),
                 meaning,
                 meaning_key,
                 retyped,

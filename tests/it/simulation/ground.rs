@@ -13,9 +13,10 @@ use cardvault::base::ids::{ClientName, GatewayAccount, Merchant};
 use cardvault::crypto::kek::{KekProvider, file};
 use cardvault::gateway::Gateway;
 use cardvault::http::notify::{self, Notify};
+use cardvault::http::pace::Pace;
 use cardvault::http::peer::Peer;
 use cardvault::http::router::{Api, router};
-use cardvault::model::access::{Client, SanName, Scope};
+use cardvault::model::access::{Client, ClientPace, SanName, Scope};
 use cardvault::ops::keys::DataKeys;
 use cardvault::ops::{Policy, Vault};
 use cardvault::store::backend::{Db, Options};
@@ -118,8 +119,10 @@ impl Ground {
             merchant: merchant.clone(),
             account: account.clone(),
             scopes: Scope::ALL.into_iter().collect(),
+            pace: ClientPace { per_second: u32::MAX, at_once: u32::MAX, unknown_ids_per_minute: u32::MAX },
         };
-        let api = router(Api { vault: vault.clone(), clients: Arc::new(vec![client]) });
+        let pace = Pace::new(vault.clock.instant());
+        let api = router(Api { vault: vault.clone(), clients: vec![client].into(), pace: Arc::new(pace) });
         let path: Arc<str> = NOTIFY_PATH.into();
         let notify =
             notify::router(Notify { vault: vault.clone(), signed_path: path.clone(), served_path: path });

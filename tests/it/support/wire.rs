@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,23 +78,28 @@ impl Wire {
         identity: Option<&Identity>,
         version: &'static rustls::SupportedProtocolVersion,
     ) -> io::Result<Self> {
-        Self::connect_to(vault, vault.address, identity, version).await
+        Self::connect_to(&authority(vault), vault.address, identity, version).await
+    }
+
+    /// Connects with TLS 1.3, where there is no vault at hand but its address and authority.
+    pub async fn connect_at(address: SocketAddr, ca: &Path, identity: Option<&Identity>) -> io::Result<Self> {
+        Self::connect_to(ca, address, identity, &rustls::version::TLS13).await
     }
 
     /// Connects to where notifications are taken.
     pub async fn notify(vault: &TestVault) -> io::Result<Self> {
         let address = vault.notify_address.expect("a listener");
-        Self::connect_to(vault, address, None, &rustls::version::TLS13).await
+        Self::connect_to(&authority(vault), address, None, &rustls::version::TLS13).await
     }
 
     async fn connect_to(
-        vault: &TestVault,
+        ca: &Path,
         address: SocketAddr,
         identity: Option<&Identity>,
         version: &'static rustls::SupportedProtocolVersion,
     ) -> io::Result<Self> {
         let mut roots = RootCertStore::empty();
-        let ca = CertificateDer::from_pem_file(vault.dir.path().join("pki/ca.pem")).expect("an authority");
+        let ca = CertificateDer::from_pem_file(ca).expect("an authority");
         roots.add(ca).expect("an authority");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
@@ -115,6 +121,11 @@ impl Wire {
         let name = ServerName::try_from("127.0.0.1").expect("a name");
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, tcp);
         Ok(Self { stream: in_time(connecting).await? })
+    }
+
+    /// What the server showed, DER.
+    pub fn server_certificate(&self) -> Vec<u8> {
+        self.stream.get_ref().1.peer_certificates().and_then(<[_]>::first).expect("a certificate").to_vec()
     }
 
     /// Writes bytes.
@@ -174,6 +185,10 @@ impl Wire {
         let _ = in_time(self.stream.read_to_end(&mut bytes)).await;
         bytes
     }
+}
+
+fn authority(vault: &TestVault) -> PathBuf {
+    vault.dir.path().join("pki/ca.pem")
 }
 
 async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -1,0 +1,367 @@
+//! What decides who gets in, kept up to date without a restart: the certificates of the listeners, the
+//! clients' authority, its revocation lists, and the configured clients. They are read again at SIGHUP, and
+//! when one of their files, or the configuration that names them, is another than before.
+//!
+//! Each part is taken up whole or not at all: one that cannot be used leaves the one from before in place,
+//! and the others are not held up by it. Revocation lists are the exception: where they are configured and
+//! cannot be had, or are stale, nobody new is let in, because nothing tells who is revoked.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::base::ids::GatewayAccount;
+use crate::base::secret::SecretText;
+use crate::config::{self, ApiSection, Config, NotifySection};
+use crate::http::admission::{Clients, Rules};
+use crate::http::tls::{Revocation, RevocationLists, ServerTls, Tls};
+use crate::model::access::Client;
+use crate::model::audit::{Actor, Entry};
+use crate::ops::{Vault, audit};
+
+use super::stamp::{Stamp, stamp};
+use super::{read, read_secret};
+
+/// How often the files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it is told again that something is wrong.
+const REMIND: Duration = Duration::from_secs(600);
+/// The hindrance that readiness tells of.
+const NO_LISTS: &str = "the clients' revocation lists are missing, corrupt or stale: nobody new is let in";
+
+/// A listener's certificate and key.
+struct Identity {
+    certificate_pem: Vec<u8>,
+    private_key: SecretText,
+}
+
+impl Identity {
+    fn read(section: &str, certificate: &PathBuf, private_key: &PathBuf) -> anyhow::Result<Self> {
+        let identity = Self {
+            certificate_pem: read(certificate, &format!("{section}.certificate"))?,
+            private_key: read_secret(private_key, &format!("{section}.private_key"))?,
+        };
+        // A pair that does not fit together must not take the place of one that does.
+        identity.tls(None, Revocation::Unchecked, Revocation::Unchecked)?;
+        Ok(identity)
+    }
+
+    fn tls(
+        &self,
+        client_ca: Option<&[u8]>,
+        new: Revocation<'_>,
+        open: Revocation<'_>,
+    ) -> anyhow::Result<Tls> {
+        let files = ServerTls {
+            certificate_pem: self.certificate_pem.clone(),
+            private_key_pem: self.private_key.expose().as_bytes().to_vec(),
+            client_ca_pem: client_ca.map(<[u8]>::to_vec),
+        };
+        Ok(Tls::new(&files, new, open)?)
+    }
+}
+
+/// The clients' revocation lists.
+enum Lists {
+    /// None is configured.
+    None,
+    /// They were read.
+    Read(RevocationLists),
+    /// They are configured and cannot be had. Open connections are held against those from before.
+    Missing(Option<RevocationLists>),
+}
+
+impl Lists {
+    fn read(paths: &[PathBuf], before: Option<Self>) -> (Self, anyhow::Result<()>) {
+        if paths.is_empty() {
+            return (Self::None, Ok(()));
+        }
+        let files: anyhow::Result<Vec<_>> = paths.iter().map(|path| read(path, "api.crl")).collect();
+        let lists = files.and_then(|files| RevocationLists::read(&files).context("api.crl"));
+        match lists {
+            Ok(lists) => (Self::Read(lists), Ok(())),
+            Err(error) => {
+                let before = match before {
+                    Some(Self::Read(lists) | Self::Missing(Some(lists))) => Some(lists),
+                    _ => None,
+                };
+                (Self::Missing(before), Err(error))
+            }
+        }
+    }
+
+    fn for_new(&self) -> Revocation<'_> {
+        match self {
+            Self::None => Revocation::Unchecked,
+            Self::Read(lists) => Revocation::Lists(lists),
+            Self::Missing(_) => Revocation::Closed,
+        }
+    }
+
+    fn for_open(&self) -> Revocation<'_> {
+        match self {
+            Self::None | Self::Missing(None) => Revocation::Unchecked,
+            Self::Read(lists) | Self::Missing(Some(lists)) => Revocation::Lists(lists),
+        }
+    }
+}
+
+/// Everything that decides who gets in, as it was last good.
+pub(super) struct Admission {
+    config: Config,
+    accounts: HashSet<GatewayAccount>,
+    api: Identity,
+    client_ca: Vec<u8>,
+    lists: Lists,
+    clients: Clients,
+    rules: watch::Sender<Arc<Rules>>,
+    notify: Option<watch::Sender<Arc<Rules>>>,
+    seen: Vec<Stamp>,
+    /// What was wrong at the last look, so that it is told once.
+    told: Vec<String>,
+    stale: bool,
+    reminded: tokio::time::Instant,
+    /// Changes of access that are not in the audit trail yet.
+    unaudited: Vec<Entry>,
+}
+
+impl Admission {
+    /// Reads everything. What is wrong here stops the start, but for revocation lists: they are waited for.
+    pub(super) fn new(config: &Config, accounts: HashSet<GatewayAccount>) -> anyhow::Result<Self> {
+        // Before the files are read: what changes meanwhile is seen at the next look.
+        let seen = stamps(config);
+        let ApiSection { certificate, private_key, client_ca, crl, .. } = &config.api;
+        let api = Identity::read("api", certificate, private_key).context("setting up TLS for [api]")?;
+        let client_ca = read(client_ca, "api.client_ca")?;
+        let (lists, had) = Lists::read(crl, None);
+        let told = had.err().map(|error| vec![complain(&error)]).unwrap_or_default();
+        let tls = api
+            .tls(Some(&client_ca), lists.for_new(), lists.for_open())
+            .context("setting up TLS for [api]")?;
+        let clients = Clients::from(config.clients()?);
+        let notify = match &config.notify {
+            Some(section) => Some(watch::Sender::new(Arc::new(notify_rules(section)?))),
+            None => None,
+        };
+        let rules = watch::Sender::new(Arc::new(Rules { tls, clients: clients.clone() }));
+        let config = config.clone();
+        let reminded = tokio::time::Instant::now();
+        Ok(Self {
+            config,
+            accounts,
+            api,
+            client_ca,
+            lists,
+            clients,
+            rules,
+            notify,
+            seen,
+            told,
+            stale: false,
+            reminded,
+            unaudited: Vec::new(),
+        })
+    }
+
+    /// The configured clients.
+    pub(super) fn clients(&self) -> Clients {
+        self.clients.clone()
+    }
+
+    /// What the API's listener lets in by.
+    pub(super) fn rules(&self) -> watch::Receiver<Arc<Rules>> {
+        self.rules.subscribe()
+    }
+
+    /// The same of the listener for notifications.
+    pub(super) fn notify_rules(&self) -> Option<watch::Receiver<Arc<Rules>>> {
+        self.notify.as_ref().map(watch::Sender::subscribe)
+    }
+
+    /// Runs until it is aborted.
+    pub(super) async fn run(mut self, vault: Arc<Vault>) {
+        let mut hangup = signal(SignalKind::hangup()).ok();
+        if hangup.is_none() {
+            tracing::warn!("SIGHUP cannot be listened to; certificates and clients follow their files");
+        }
+        self.watch_lists(&vault);
+        loop {
+            let anyway = tokio::select! {
+                () = told(&mut hangup) => true,
+                () = tokio::time::sleep(LOOK) => false,
+            };
+            self.look(anyway);
+            self.watch_lists(&vault);
+            self.record(&vault).await;
+        }
+    }
+
+    /// Records who was let in or shut out. What cannot be recorded now is tried again: it has happened.
+    async fn record(&mut self, vault: &Vault) {
+        while let (Some(entry), false) = (self.unaudited.first(), vault.keys.are_closed()) {
+            let who = Actor { origin: Some(audit::origin()), ..Actor::vault() };
+            if let Err(error) = audit::acting(who, vault.note_alone(entry)).await {
+                tracing::error!(
+                    alarm = true,
+                    error = &error as &dyn std::error::Error,
+                    "a change of access is not audited yet"
+                );
+                return;
+            }
+            self.unaudited.remove(0);
+        }
+    }
+
+    /// Reads everything again where a file has changed, where something was wrong, or `anyway`.
+    fn look(&mut self, anyway: bool) {
+        // Before the files are read: what changes meanwhile is seen at the next look.
+        let now = stamps(&self.config);
+        let changed = now != self.seen;
+        if !changed && !anyway && self.told.is_empty() {
+            return;
+        }
+        let faults = self.take_up();
+        self.seen = now;
+        if faults.is_empty() && (changed || anyway || !self.told.is_empty()) {
+            tracing::info!("took up certificates, revocation lists and clients again");
+        }
+        if changed || anyway || faults != self.told {
+            for fault in &faults {
+                tracing::error!(
+                    error = fault,
+                    alarm = true,
+                    "this was not taken up; what was before goes on"
+                );
+            }
+        }
+        self.told = faults;
+    }
+
+    /// Takes up every part that can be used, and tells what is wrong with the others.
+    fn take_up(&mut self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut note = |done: anyhow::Result<()>| faults.extend(done.err().map(|error| format!("{error:#}")));
+        note(self.take_up_configuration());
+        let ApiSection { certificate, private_key, client_ca, crl, .. } = &self.config.api;
+        note(Identity::read("api", certificate, private_key).map(|fresh| self.api = fresh));
+        note(read(client_ca, "api.client_ca").and_then(|fresh| {
+            self.api
+                .tls(Some(&fresh), Revocation::Unchecked, Revocation::Unchecked)
+                .context("api.client_ca")?;
+            self.client_ca = fresh;
+            Ok(())
+        }));
+        let before = std::mem::replace(&mut self.lists, Lists::None);
+        let (lists, had) = Lists::read(crl, Some(before));
+        self.lists = lists;
+        note(had);
+        let tls = self.api.tls(Some(&self.client_ca), self.lists.for_new(), self.lists.for_open());
+        note(tls.map(|tls| {
+            self.rules.send_replace(Arc::new(Rules { tls, clients: self.clients.clone() }));
+        }));
+        if let (Some(section), Some(sender)) = (&self.config.notify, &self.notify) {
+            note(notify_rules(section).map(|rules| {
+                sender.send_replace(Arc::new(rules));
+            }));
+        }
+        faults
+    }
+
+    /// Takes up the clients and the names of files. The rest of the configuration needs a restart.
+    fn take_up_configuration(&mut self) -> anyhow::Result<()> {
+        let Some(file) = &self.config.file else { return Ok(()) };
+        let fresh = Config::load(file, config::environment())?;
+        let clients = fresh.clients()?;
+        self.check_accounts(&clients)?;
+        self.unaudited.extend(self.clients.replace(clients).into_iter().map(|(client, what)| {
+            tracing::info!(client = %client, what, "a client's access changed");
+            Entry::done("access.client", client.as_str()).with(what)
+        }));
+        let listen = self.config.api.listen;
+        self.config.api = ApiSection { listen, ..fresh.api };
+        if let (Some(section), Some(fresh)) = (&mut self.config.notify, fresh.notify) {
+            section.certificate = fresh.certificate;
+            section.private_key = fresh.private_key;
+        }
+        Ok(())
+    }
+
+    /// A client can be served only where its merchant's gateway was there at the start.
+    fn check_accounts(&self, clients: &[Client]) -> anyhow::Result<()> {
+        match clients.iter().find(|client| !self.accounts.contains(&client.account)) {
+            Some(client) => bail!("client.{}: its [[gateway]] is new; restart to take it up", client.name),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells when the lists become stale, and are so no more. That nobody new gets in is the handshake's
+    /// doing, which looks at the time itself.
+    fn watch_lists(&mut self, vault: &Vault) {
+        let ends = match &self.lists {
+            Lists::Read(lists) => Some(lists.next_update()),
+            _ => None,
+        };
+        let stale = ends.is_some_and(|end| vault.clock.now() > end);
+        let hindered = stale || matches!(self.lists, Lists::Missing(_));
+        vault.hindrances.set(NO_LISTS, hindered);
+        let remind = hindered && self.reminded.elapsed() >= REMIND;
+        if stale && (!self.stale || remind) {
+            let ended = ends.map(|end| end.rfc3339());
+            tracing::error!(
+                ended,
+                alarm = true,
+                "api.crl: a revocation list is stale: its clients are not let in"
+            );
+        } else if remind {
+            tracing::error!(alarm = true, "api.crl: revocation lists cannot be had: nobody new is let in");
+        }
+        if self.stale && !stale {
+            tracing::info!("api.crl: the revocation lists are fresh again");
+        }
+        if remind {
+            self.reminded = tokio::time::Instant::now();
+        }
+        self.stale = stale;
+    }
+}
+
+/// Says at the start what is wrong with the lists.
+fn complain(error: &anyhow::Error) -> String {
+    let error = format!("{error:#}");
+    tracing::error!(error, alarm = true, "revocation lists cannot be had: nobody is let in until they can");
+    error
+}
+
+fn notify_rules(section: &NotifySection) -> anyhow::Result<Rules> {
+    let tls = Identity::read("notify", &section.certificate, &section.private_key)
+        .and_then(|identity| identity.tls(None, Revocation::Unchecked, Revocation::Unchecked))
+        .context("setting up TLS for [notify]")?;
+    Ok(Rules { tls, clients: Vec::new().into() })
+}
+
+async fn told(hangup: &mut Option<Signal>) {
+    match hangup {
+        Some(hangup) => {
+            if hangup.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn stamps(config: &Config) -> Vec<Stamp> {
+    let ApiSection { certificate, private_key, client_ca, crl, .. } = &config.api;
+    let mut paths = vec![certificate, private_key, client_ca];
+    paths.extend(crl);
+    if let Some(section) = &config.notify {
+        paths.extend([&section.certificate, &section.private_key]);
+    }
+    paths.extend(&config.file);
+    paths.into_iter().map(|path| stamp(path)).collect()
+}
