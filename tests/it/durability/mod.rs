@@ -73,10 +73,12 @@ async fn vault(db: &Database) -> TestVault {
     vault
 }
 
-/// A random moment while callers are at work.
-async fn some_time() {
-    let random: [u8; 2] = cardvault::base::entropy::array().expect("entropy");
-    tokio::time::sleep(Duration::from_millis(60 + u64::from(u16::from_be_bytes(random)) % 340)).await;
+/// Waits until callers are served, and then until a random moment.
+async fn at_work(book: &Book) {
+    let before = book.answers();
+    eventually("callers to be served", || async { (book.answers() > before + 4).then_some(()) }).await;
+    let random: [u8; 1] = cardvault::base::entropy::array().expect("entropy");
+    tokio::time::sleep(Duration::from_millis(u64::from(random[0]))).await;
 }
 
 async fn finish(vault: TestVault, book: &Book) {
@@ -92,7 +94,7 @@ async fn a_killed_vault(db: Database) {
     for _ in 0..rounds() {
         let mut program = vault.start_program().await;
         let load = Load::start(&book, &vault.client("checkout"), CALLERS, &known);
-        some_time().await;
+        at_work(&book).await;
         program.kill().expect("killed");
         program.wait().expect("killed");
         load.stop().await;
@@ -117,13 +119,11 @@ async fn a_killed_database(mut cluster: Cluster, db: Database) {
     let mut program = vault.start_program().await;
     let load = Load::start(&book, &vault.client("checkout"), CALLERS, &known);
     for _ in 0..rounds() {
-        let before = book.answers();
-        some_time().await;
+        at_work(&book).await;
         cluster.crash_whole();
         cluster.launch().await;
-        eventually("callers to be served again", || async { (book.answers() > before + 10).then_some(()) })
-            .await;
     }
+    at_work(&book).await;
     program.kill().expect("killed");
     program.wait().expect("killed");
     load.stop().await;
