@@ -29,8 +29,7 @@ fn main() {
         println!("{NAME}: test");
         return;
     }
-    let mut filters = arguments.iter().filter(|it| !it.starts_with('-')).peekable();
-    if filters.peek().is_some() && !filters.any(|it| NAME.contains(it.as_str())) {
+    if !is_wanted(&arguments) {
         return;
     }
     if let Err(missing) = picture::possible() {
@@ -41,6 +40,16 @@ fn main() {
     }
     story();
     println!("test {NAME} ... ok");
+}
+
+/// Whether the filters, if there are any, name this test.
+fn is_wanted(arguments: &[String]) -> bool {
+    const WITH_A_VALUE: [&str; 7] =
+        ["--test-threads", "--skip", "--format", "--color", "--logfile", "--shuffle-seed", "-Z"];
+    let value = |at: usize| at > 0 && WITH_A_VALUE.contains(&arguments[at - 1].as_str());
+    let filters = arguments.iter().enumerate().filter(|(at, it)| !it.starts_with('-') && !value(*at));
+    let mut filters = filters.map(|(_, filter)| filter.as_str()).peekable();
+    filters.peek().is_none() || filters.any(|filter| NAME.contains(filter))
 }
 
 fn story() {

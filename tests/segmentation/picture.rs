@@ -13,6 +13,8 @@ use crate::parts::PART;
 /// The user that the vault runs as here. It need not have a name.
 pub const VAULT_USER: u32 = 64123;
 
+/// What each file of rules takes the addresses by.
+const INCLUDE: &str = "include \"nftables/addresses.nft\"";
 /// Begins the name of every namespace here.
 const PREFIX: &str = "cvseg";
 
@@ -220,6 +222,8 @@ pub struct Picture {
     /// For everything that its parts need; the vault's user may come through.
     pub dir: TempDir,
     prefix: String,
+    /// In place of what the rules include.
+    addresses: String,
 }
 
 impl Picture {
@@ -229,7 +233,13 @@ impl Picture {
         let dir = tempfile::Builder::new().prefix("cardvault-segments-").tempdir().expect("a folder");
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
         std::fs::set_permissions(dir.path(), open).expect("a mode");
-        let picture = Self { dir, prefix: format!("{PREFIX}{}-", std::process::id()) };
+        // This test's addresses in place of the example's.
+        let addresses = std::fs::read_to_string(deployed("nftables/addresses.nft")).expect("a file");
+        let addresses = addresses
+            .replace("define vault_user = \"cardvault\"", &format!("define vault_user = {VAULT_USER}"))
+            .replace("198.51.100.10", &Segment::Gateway.address())
+            .replace("198.51.100.0/24", &format!("{}.0/24", Segment::Gateway.network()));
+        let picture = Self { dir, prefix: format!("{PREFIX}{}-", std::process::id()), addresses };
         let router = picture.namespace("router");
         ip(&["netns", "add", &router]);
         ip(&["-n", &router, "link", "set", "lo", "up"]);
@@ -238,14 +248,6 @@ impl Picture {
         }
         let forward = "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding";
         run(Command::new("ip").args(["netns", "exec", &router, "sh", "-c", forward]));
-        // This test's addresses in place of the example's.
-        let text = std::fs::read_to_string(deployed("nftables/addresses.nft")).expect("a file");
-        let text = text
-            .replace("define vault_user = \"cardvault\"", &format!("define vault_user = {VAULT_USER}"))
-            .replace("198.51.100.10", &Segment::Gateway.address())
-            .replace("198.51.100.0/24", &format!("{}.0/24", Segment::Gateway.network()));
-        std::fs::create_dir(picture.dir.path().join("nftables")).expect("a folder");
-        std::fs::write(picture.dir.path().join("nftables/addresses.nft"), text).expect("a file");
         picture
     }
 
@@ -299,8 +301,12 @@ impl Picture {
         command.args(["netns", "exec", &self.namespace(space), "nft"]);
         match file {
             Some(file) => {
-                command.arg("-I").arg(self.dir.path().join("nftables")).arg("-f");
-                command.arg(deployed("nftables").join(file));
+                // nft would look for the addresses in /etc, where those of a real host may be.
+                let rules = std::fs::read_to_string(deployed("nftables").join(file)).expect("rules");
+                assert!(rules.contains(INCLUDE), "{file} includes the addresses");
+                let whole = self.dir.path().join(file);
+                std::fs::write(&whole, rules.replace(INCLUDE, &self.addresses)).expect("a file");
+                command.arg("-f").arg(whole);
             }
             None => drop(command.args(["flush", "ruleset"])),
         }
