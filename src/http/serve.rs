@@ -43,6 +43,8 @@ use places::{Asked, Place, Places};
 
 /// Smallest buffer that hyper takes.
 const SMALLEST_BUFFER: usize = 8 * 1024;
+/// Lines of log, in a second, about peers that were turned away.
+const LINES_A_SECOND: u32 = 20;
 /// Most certificates that a client may show, and most bytes of them: its own and a few authorities between.
 const MAX_CHAIN: usize = 6;
 const MAX_CHAIN_BYTES: usize = 16 * 1024;
@@ -156,6 +158,7 @@ impl Listener {
             limits,
             counted: self.counted,
             leaving: self.leaving,
+            log: SparingLog::default(),
         });
         let mut tasks = JoinSet::new();
         let mut shutdown = pin!(shutdown);
@@ -166,7 +169,7 @@ impl Listener {
             let (stream, remote, place) = tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                accepted = accept(&self.socket, &places) => accepted,
+                accepted = accept(&self.socket, &places, &shared.log) => accepted,
             };
             let shared = Arc::clone(&shared);
             tasks.spawn(async move { shared.connection(stream, remote, place).await });
@@ -187,7 +190,11 @@ impl Listener {
 
 /// The next connection and its place. Never fails: what goes wrong with one accept is over with the
 /// next, or with the pause.
-async fn accept(socket: &TcpListener, places: &Arc<Places>) -> (TcpStream, SocketAddr, Place) {
+async fn accept(
+    socket: &TcpListener,
+    places: &Arc<Places>,
+    log: &SparingLog,
+) -> (TcpStream, SocketAddr, Place) {
     let mut pause = ACCEPT_PAUSE.0;
     loop {
         match socket.accept().await {
@@ -195,7 +202,7 @@ async fn accept(socket: &TcpListener, places: &Arc<Places>) -> (TcpStream, Socke
                 match places.ask(remote.ip()) {
                     Asked::Given(place) => return (stream, remote, place),
                     Asked::TooMany => {
-                        tracing::info!(%remote, reason = "too many from its address", "a connection was closed");
+                        log.closed(remote, "too many from its address");
                         break;
                     }
                     Asked::Full => places.freed().await,
@@ -238,11 +245,41 @@ struct Shared {
     limits: Limits,
     counted: Option<(Arc<Metrics>, &'static str)>,
     leaving: Option<watch::Receiver<bool>>,
+    log: SparingLog,
+}
+
+/// Tells of peers that were turned away, but not of every one of a flood: whoever can connect could fill the
+/// disk otherwise.
+#[derive(Default)]
+struct SparingLog(Mutex<Said>);
+
+#[derive(Default)]
+struct Said {
+    since: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+impl SparingLog {
+    fn closed(&self, remote: SocketAddr, reason: &str) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
+            *said = Said { since: Some(Instant::now()), lines: 0, left_out: said.left_out };
+        }
+        if said.lines >= LINES_A_SECOND {
+            said.left_out += 1;
+            return;
+        }
+        said.lines += 1;
+        let left_out = std::mem::take(&mut said.left_out);
+        drop(said);
+        tracing::info!(%remote, reason, left_out, "a connection was closed before its first request");
+    }
 }
 
 impl Shared {
     fn refused(&self, remote: SocketAddr, reason: &'static str) {
-        tracing::info!(%remote, reason, "a handshake failed");
+        self.log.closed(remote, reason);
         self.count_refused(reason);
     }
 
@@ -272,14 +309,13 @@ impl Shared {
                 return;
             }
             Err(_) => {
-                self.refused(remote, "too slow");
+                self.refused(remote, "too slow a handshake");
                 return;
             }
         };
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         if chain.len() > MAX_CHAIN || chain.iter().map(|one| one.len()).sum::<usize>() > MAX_CHAIN_BYTES {
-            tracing::info!(%remote, reason = "too long a chain of certificates", "a client was turned away");
-            self.count_refused("too long a chain of certificates");
+            self.refused(remote, "too long a chain of certificates");
             return;
         }
         let standing = match chain.first().map(|leaf| Peer::from_certificate(leaf, remote)) {
@@ -287,14 +323,13 @@ impl Shared {
                 let peer = Arc::new(peer);
                 let client = rules.borrow().clients.name(&peer);
                 if !place.keep(client) {
-                    tracing::info!(%remote, reason = "too many of its client", "a connection was closed");
-                    self.count_refused("too many of its client");
+                    self.refused(remote, "too many of its client");
                     return;
                 }
                 Some((Arc::clone(&peer), Arc::new(Standing::new(peer, chain, rules.clone()))))
             }
             Some(Err(error)) => {
-                tracing::info!(%remote, reason = %error, "a client was turned away");
+                self.log.closed(remote, &error.to_string());
                 self.count_refused("certificate not made for clients, or not readable");
                 return;
             }
@@ -535,7 +570,7 @@ fn reason(error: &io::Error) -> &'static str {
         Some(Tls::PeerIncompatible(_)) => "no common version or algorithm",
         Some(Tls::AlertReceived(_)) => "the peer refused the server",
         Some(_) => "not a TLS 1.3 handshake",
-        None => "the connection broke",
+        None => "the connection broke in the handshake",
     }
 }
 

@@ -14,7 +14,6 @@ use cardvault::pki::Authority;
 use serde_json::{Value, json};
 
 use crate::operations::manual;
-use crate::support::Database;
 use crate::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan};
 
 /// An operation as the document has it.
