@@ -812,6 +812,20 @@ mod tests {
     }
 
     #[test]
+    fn retention_is_never_shorter_than_a_card_can_be_paid_with_and_zero_is_never() {
+        let limits = |keys: &str| {
+            let text = EXAMPLE.replacen("[retention]\n", &format!("[retention]\n{keys}"), 1);
+            parse(&text).unwrap_or_else(|error| panic!("{error}")).retention.limits()
+        };
+        let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+        assert_eq!(limits(""), Limits { unattached: hours(720), inactive: hours(540 * 24) });
+        let both = limits("erase_unattached_after_hours = 1\nerase_inactive_after_days = 2\n");
+        assert_eq!(both, Limits { unattached: hours(168), inactive: hours(48) });
+        let never = limits("erase_unattached_after_hours = 0\nerase_inactive_after_days = 0\n");
+        assert_eq!(never, Limits::default());
+    }
+
+    #[test]
     fn a_variable_overrides_a_key_and_an_unknown_one_stops_the_start() {
         let with = |name: &str, value: &str| {
             Config::parse(EXAMPLE, [(name.to_owned(), value.to_owned())].into_iter())

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::base::card::find_pans;
+use crate::base::card::{Pan, find_pans};
 use crate::base::clock::Millis;
 use crate::base::fault::FieldFault;
 use crate::base::ids::AgreementId;
@@ -207,7 +207,7 @@ fn read(raw: &str, now: Millis, faults: &mut Vec<FieldFault>) -> Option<StoredCr
                 // Consent is given by a buyer who is there.
                 fault(faults, "/initiator", "conflict");
             }
-            read_terms(raw, now, faults).map(StoredCredential::Open)
+            read_terms(raw, &[], now, faults).map(StoredCredential::Open)
         }
         (None, Some(raw)) => {
             let id = json::string(raw).and_then(|text| AgreementId::parse(&text));
@@ -231,12 +231,14 @@ fn refuse_unknown(object: &Object<'_>, at: &str, known: &[&str], faults: &mut Ve
     }
 }
 
-fn read_terms(raw: &str, now: Millis, faults: &mut Vec<FieldFault>) -> Option<Terms> {
+/// Reads what the buyer agreed to; `also` are members that somebody else reads.
+fn read_terms(raw: &str, also: &[&str], now: Millis, faults: &mut Vec<FieldFault>) -> Option<Terms> {
     let Some(object) = Object::parse(raw) else {
         fault(faults, "/agreement", "invalid_type");
         return None;
     };
-    refuse_unknown(&object, "/agreement", &["type", "consent", "maxAmount", "interval", "expiresAt"], faults);
+    let known = [&["type", "consent", "maxAmount", "interval", "expiresAt"], also].concat();
+    refuse_unknown(&object, "/agreement", &known, faults);
     let kind = match object.get("type").map(json::string) {
         Some(Some(text)) => AgreementType::parse(&text),
         _ => None,
@@ -315,6 +317,68 @@ fn read_expiry(raw: &str, now: Millis, faults: &mut Vec<FieldFault>) -> Option<M
         fault(faults, "/agreement/expiresAt", "invalid_value");
     }
     at
+}
+
+/// An agreement that a buyer gave elsewhere, and that another vault kept.
+pub struct Brought {
+    /// What he agreed to.
+    pub terms: Terms,
+    /// The scheme's id of the payment that began the chain.
+    pub network_transaction_id: Option<String>,
+    /// Mastercard's Transaction Link ID.
+    pub transaction_link_id: Option<String>,
+}
+
+/// Reads an agreement that comes from another vault and stands at the pointer `at`. Its terms are read as
+/// those of an agreement that is opened here. One that the merchant charges needs its chain: without it, it
+/// could never be charged.
+pub fn read_brought(raw: &str, at: &str, pan: Option<&Pan>, now: Millis) -> Result<Brought, Vec<FieldFault>> {
+    const CHAIN: &str = "networkTransactionId";
+    const LINK: &str = "transactionLinkId";
+    let mut faults = Vec::new();
+    let terms = read_terms(raw, &[CHAIN, LINK], now, &mut faults);
+    let object = Object::parse(raw);
+    let mut id = |name: &str, is_good: fn(&str) -> bool| {
+        let raw = object.as_ref()?.get(name)?;
+        let Some(text) = json::string(raw) else {
+            fault(&mut faults, &format!("/agreement/{name}"), "invalid_type");
+            return None;
+        };
+        if pan.is_some_and(|pan| text.contains(pan.expose())) {
+            fault(&mut faults, &format!("/agreement/{name}"), "card_data_outside_card");
+        } else if !is_good(&text) {
+            fault(&mut faults, &format!("/agreement/{name}"), "invalid_value");
+        }
+        Some(text.into_owned())
+    };
+    let network_transaction_id = id(CHAIN, is_network_transaction_id);
+    let transaction_link_id = id(LINK, is_transaction_link_id);
+    let is_charged = terms.as_ref().is_some_and(|terms| terms.kind != AgreementType::CardOnFile);
+    if is_charged && object.as_ref().is_some_and(|object| object.get(CHAIN).is_none()) {
+        fault(&mut faults, &format!("/agreement/{CHAIN}"), "required");
+    }
+    match terms {
+        Some(terms) if faults.is_empty() => {
+            Ok(Brought { terms, network_transaction_id, transaction_link_id })
+        }
+        _ => {
+            for fault in &mut faults {
+                let rest = fault.pointer.strip_prefix(AT).and_then(|rest| rest.strip_prefix("/agreement"));
+                fault.pointer = Cow::Owned(format!("{at}{}", rest.unwrap_or_default()));
+            }
+            Err(faults)
+        }
+    }
+}
+
+/// Whether a text can be the scheme's id of a payment (reference, section 7.3).
+pub fn is_network_transaction_id(text: &str) -> bool {
+    (1..=256).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// Whether a text can be Mastercard's Transaction Link ID: exactly 22 characters of `[A-Za-z0-9_-]`.
+pub fn is_transaction_link_id(text: &str) -> bool {
+    text.len() == 22 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
 /// An RFC 3339 time.

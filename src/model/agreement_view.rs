@@ -6,11 +6,11 @@ use crate::base::money::Amount;
 
 use super::agreement::{AgreementState, Terms};
 
-/// A value that the gateway told, with its source and time.
+/// A value that the gateway told, or another vault, with its source and time.
 pub struct LearnedView {
     /// As received.
     pub value: String,
-    /// `pay`, `inquiry` or `notification`.
+    /// `pay`, `inquiry`, `notification` or `import`.
     pub source: String,
     /// When.
     pub at: Millis,
@@ -28,8 +28,8 @@ pub struct AgreementView {
     pub state: AgreementState,
     /// Why it ended.
     pub ended_reason: Option<String>,
-    /// The payment that opened it.
-    pub payment_request_id: String,
+    /// The payment that opened it; none where it came from another vault.
+    pub payment_request_id: Option<String>,
     /// The scheme's id of the first payment.
     pub network_transaction_id: Option<LearnedView>,
     /// The newest one.
@@ -54,7 +54,7 @@ impl AgreementView {
             .string("type", self.terms.kind.name())
             .string("state", self.state.name())
             .string_or_null("endedReason", self.ended_reason.as_deref())
-            .string("paymentRequestId", &self.payment_request_id)
+            .string_or_null("paymentRequestId", self.payment_request_id.as_deref())
             .raw("consent", &self.terms.consent)
             .raw("maxAmount", &self.terms.max_amount.as_ref().map_or("null".to_owned(), amount))
             .string_or_null("interval", self.terms.interval.as_deref())

@@ -7,6 +7,7 @@ pub mod audit;
 pub mod card;
 pub mod decline;
 pub mod event;
+pub mod import;
 pub mod key_life;
 pub mod look;
 pub mod operation;

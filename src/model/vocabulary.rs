@@ -46,6 +46,10 @@ const NAMES: &[&str] = &[
     "dateOfBirth",
     "businessNo",
     "cardPasswordDigest",
+    // Cards that come from another vault.
+    "externalId",
+    "agreements",
+    "transactionLinkId",
     // The pay request.
     "productCode",
     "paymentAmount",

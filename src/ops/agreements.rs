@@ -125,7 +125,7 @@ fn view(row: AgreementRow) -> AgreementView {
         terms: row.terms,
         state: row.state,
         ended_reason: row.ended_reason,
-        payment_request_id: row.payment_request_id,
+        payment_request_id: Some(row.payment_request_id).filter(|id| !id.is_empty()),
         network_transaction_id: learned(row.network_transaction_id),
         latest_network_transaction_id: learned(row.latest_network_transaction_id),
         transaction_link_id: learned(row.transaction_link_id),

@@ -23,6 +23,7 @@ use crate::store::agreements::has_active;
 use crate::store::cards as rows;
 use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, HeldPan, NewCard, NewDetails};
 
+use super::audit::AuditedTx;
 use super::error::OpError;
 use super::events::insert_card_event;
 use super::keys::DataKeys;
@@ -40,6 +41,20 @@ pub struct CardQuery {
     pub fingerprint: Option<[u8; 32]>,
     /// After this card.
     pub after: Option<CardId>,
+}
+
+/// A new card, sealed and not stored yet.
+pub(super) struct SealedCard {
+    /// Its fresh reference.
+    pub card_id: CardId,
+    /// Its fingerprints, by column.
+    pub digests: [Option<[u8; 32]>; 2],
+    epoch: i64,
+    brand: &'static str,
+    bin: String,
+    last4: String,
+    pan: Sealed,
+    details: Sealed,
 }
 
 impl Vault {
@@ -135,6 +150,24 @@ impl Vault {
         details: &Details,
         buyer: Option<&str>,
     ) -> Result<Option<CardId>, OpError> {
+        let card = self.seal_card(merchant, pan, details)?;
+        let mut tx = self.begin().await?;
+        if !self.insert_sealed(&mut tx, merchant, buyer, &card).await? {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        tx.commit().await?;
+        self.bell.ring_written();
+        Ok(Some(card.card_id))
+    }
+
+    /// Seals a card that is new, under a fresh reference. Nothing is stored.
+    pub(super) fn seal_card(
+        &self,
+        merchant: &Merchant,
+        pan: &Pan,
+        details: &Details,
+    ) -> Result<SealedCard, OpError> {
         let card_id = CardId::make()?;
         // Before the keys: where they change after this, the card is not stored, and sealed again.
         let epoch = self.keys.epoch();
@@ -149,30 +182,47 @@ impl Vault {
         let place = Place { merchant, record: card_id.as_str(), field: Field::Pan };
         let sealed_pan = envelope::seal_pan(&dek, &place, pan)?;
         let sealed_details = self.seal_details(merchant, &card_id, details)?;
+        Ok(SealedCard {
+            brand: pan.brand().name(),
+            bin: pan.bin(self.policy.bin_format),
+            last4: pan.last4(),
+            pan: sealed_pan,
+            details: sealed_details,
+            card_id,
+            digests,
+            epoch,
+        })
+    }
+
+    /// Stores a sealed card with its event and its audit row; `false` where the merchant's buyer has one with
+    /// this PAN, or where the keys were changed since it was sealed.
+    pub(super) async fn insert_sealed(
+        &self,
+        tx: &mut AuditedTx<'_>,
+        merchant: &Merchant,
+        buyer: Option<&str>,
+        sealed: &SealedCard,
+    ) -> Result<bool, OpError> {
         let now = self.now();
         let card = NewCard {
-            card_id: &card_id,
+            card_id: &sealed.card_id,
             merchant,
             buyer,
-            fingerprints: digests.each_ref().map(|digest| digest.as_ref().map(<[u8; 32]>::as_slice)),
-            epoch,
-            brand: pan.brand().name(),
-            bin: &pan.bin(self.policy.bin_format),
-            last4: &pan.last4(),
-            pan: &sealed_pan,
-            details: &sealed_details,
+            fingerprints: sealed.digests.each_ref().map(|digest| digest.as_ref().map(<[u8; 32]>::as_slice)),
+            epoch: sealed.epoch,
+            brand: sealed.brand,
+            bin: &sealed.bin,
+            last4: &sealed.last4,
+            pan: &sealed.pan,
+            details: &sealed.details,
             now,
         };
-        let mut tx = self.begin().await?;
-        if !rows::insert_card(&mut tx, &card).await? {
-            tx.rollback().await?;
-            return Ok(None);
+        if !rows::insert_card(tx, &card).await? {
+            return Ok(false);
         }
-        insert_card_event(&mut tx, merchant, &card_id, "PAN", EventKind::CardStored, None, now).await?;
-        tx.note(&Entry::done("card.store", card_id.as_str())).await?;
-        tx.commit().await?;
-        self.bell.ring_written();
-        Ok(Some(card_id))
+        insert_card_event(tx, merchant, &sealed.card_id, "PAN", EventKind::CardStored, None, now).await?;
+        tx.note(&Entry::done("card.store", sealed.card_id.as_str())).await?;
+        Ok(true)
     }
 
     /// The merchant's card that Antom holds under this token.

@@ -10,6 +10,7 @@ pub mod custody;
 pub mod error;
 pub mod events;
 pub mod hindrances;
+pub mod import;
 pub mod keys;
 pub mod notifications;
 pub mod operations;

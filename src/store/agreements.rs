@@ -20,7 +20,7 @@ pub struct AgreementRow {
     pub state: AgreementState,
     /// Why it ended.
     pub ended_reason: Option<String>,
-    /// The payment that opened it.
+    /// The payment that opened it; empty where it came from another vault.
     pub payment_request_id: String,
     /// The scheme's id of the first payment: value, source and time.
     pub network_transaction_id: Option<Learned>,
@@ -123,6 +123,88 @@ pub async fn insert_agreement(
         Arg::Int(now.0),
     ];
     tx.execute(SQL, &args).await.map(|_| ())
+}
+
+/// An agreement that comes from another vault.
+pub struct Brought<'a> {
+    /// Its fresh id.
+    pub id: &'a AgreementId,
+    /// Whose it is.
+    pub merchant: &'a Merchant,
+    /// The account that its payments go through.
+    pub account: &'a GatewayAccount,
+    /// Its card.
+    pub card_id: &'a CardId,
+    /// What the buyer agreed to.
+    pub terms: &'a Terms,
+    /// The scheme's id of the payment that began the chain.
+    pub network_transaction_id: Option<&'a str>,
+    /// Mastercard's Transaction Link ID.
+    pub transaction_link_id: Option<&'a str>,
+}
+
+fn import_key(kind: AgreementType, network_transaction_id: Option<&str>) -> String {
+    format!("{}/{}", kind.name(), network_transaction_id.unwrap_or_default())
+}
+
+/// Inserts an agreement that was in force elsewhere as ACTIVE; `false` where its card has it already, or is
+/// erased.
+pub async fn insert_brought(tx: &mut Tx, new: &Brought<'_>, now: Millis) -> Result<bool, StoreError> {
+    const SQL: &str = "INSERT INTO agreements (agreement_id, merchant, card_id, type, state, account, \
+         payment_request_id, consent, max_currency, max_amount, interval, expires_at, \
+         nti, nti_source, nti_at, latest_nti, latest_nti_source, latest_nti_at, tlid, tlid_source, tlid_at, \
+         import_key, version, created_at, updated_at, activated_at) \
+         SELECT $1, $2, $3, $4, 'ACTIVE', $5, '', $6, $7, $8, $9, $10, \
+             $11, $12, $13, $11, $12, $13, $14, $15, $16, $17, 1, $18, $18, $18 \
+         WHERE EXISTS (SELECT 1 FROM cards WHERE merchant = $2 AND card_id = $3 AND erased_at IS NULL) \
+         ON CONFLICT DO NOTHING";
+    const SOURCE: &str = "import";
+    let (max, terms) = (new.terms.max_amount.as_ref(), new.terms);
+    let (chain, link) = (new.network_transaction_id, new.transaction_link_id);
+    let key = import_key(terms.kind, chain);
+    let args = [
+        Arg::Text(new.id.as_str()),
+        Arg::Text(new.merchant.as_str()),
+        Arg::Text(new.card_id.as_str()),
+        Arg::Text(terms.kind.name()),
+        Arg::Text(new.account.as_str()),
+        Arg::Text(&terms.consent),
+        Arg::TextOrNull(max.map(Amount::currency)),
+        Arg::IntOrNull(max.map(Amount::minor_units)),
+        Arg::TextOrNull(terms.interval.as_deref()),
+        Arg::IntOrNull(terms.expires_at.map(|at| at.0)),
+        Arg::TextOrNull(chain),
+        Arg::TextOrNull(chain.map(|_| SOURCE)),
+        Arg::IntOrNull(chain.map(|_| now.0)),
+        Arg::TextOrNull(link),
+        Arg::TextOrNull(link.map(|_| SOURCE)),
+        Arg::IntOrNull(link.map(|_| now.0)),
+        Arg::Text(&key),
+        Arg::Int(now.0),
+    ];
+    Ok(tx.execute(SQL, &args).await? == 1)
+}
+
+/// The card's agreement of this type and chain, wherever it came from and whatever became of it.
+pub async fn find_same_agreement(
+    db: &Db,
+    merchant: &Merchant,
+    card_id: &CardId,
+    kind: AgreementType,
+    network_transaction_id: Option<&str>,
+) -> Result<Option<AgreementId>, StoreError> {
+    const SQL: &str = "SELECT agreement_id FROM agreements WHERE merchant = $1 AND card_id = $2 \
+         AND (import_key = $3 OR (type = $4 AND nti = $5)) ORDER BY created_at, agreement_id LIMIT 1";
+    let key = import_key(kind, network_transaction_id);
+    let args = [
+        Arg::Text(merchant.as_str()),
+        Arg::Text(card_id.as_str()),
+        Arg::Text(&key),
+        Arg::Text(kind.name()),
+        Arg::TextOrNull(network_transaction_id),
+    ];
+    let row = db.find(SQL, &args).await?;
+    row.map(|row| AgreementId::parse(&row.text("agreement_id")?).ok_or(StoreError::Damaged)).transpose()
 }
 
 /// A merchant's agreement.

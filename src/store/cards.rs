@@ -400,7 +400,8 @@ macro_rules! erased {
     () => {
         "fingerprint = NULL, fingerprint_b = NULL, pan = NULL, details = NULL, token = NULL, \
          token_digest = NULL, token_digest_key = NULL, buyer = '', bin = '', expiry_told = NULL, \
-         cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, updated_at = $3"
+         cvv_holder = NULL, cvv_until = NULL, cvv_for = NULL, version = version + 1, \
+         used_at = NULL, updated_at = $3"
     };
 }
 pub(super) use erased;

@@ -53,6 +53,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/postgres/0020_retention.sql"),
     ),
     (
+        21,
+        "imported agreements",
+        include_str!("../../migrations/sqlite/0021_imported_agreements.sql"),
+        include_str!("../../migrations/postgres/0021_imported_agreements.sql"),
+    ),
+    (
         30,
         "audit",
         include_str!("../../migrations/sqlite/0030_audit.sql"),

@@ -107,7 +107,7 @@ pub async fn erase_aged(
     const SQL: &str = concat!(
         "UPDATE cards SET ",
         erased!(),
-        ", used_at = NULL, erased_at = $3 WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL \
+        ", erased_at = $3 WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL \
          AND version = $4 AND COALESCE(used_at, 0) = $5 AND typed_at <= $6 \
          AND (cvv_until IS NULL OR cvv_until <= $3) \
          AND (($7 = 'unattached' AND NOT EXISTS (SELECT 1 FROM agreements \

@@ -17,6 +17,7 @@ mod egress;
 mod events;
 mod features;
 mod hostile;
+mod import;
 mod isolation;
 mod keys;
 mod main_job;

@@ -1,6 +1,9 @@
 //! `cardvault cards …`: what an operator does to many cards. Each command can be cut off and run again, and
 //! works beside running servers.
 
+mod checkpoint;
+mod import;
+mod lines;
 mod progress;
 mod purge;
 mod report;
@@ -22,6 +25,8 @@ use crate::store::backend::StoreError;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
+    /// Take cards and agreements over from another vault.
+    Import(import::Args),
     /// Erase cards whose time is over now, as the servers' own sweep does.
     Purge(purge::Args),
     /// Write the signed reports of what was erased and why, or prove a file of them.
@@ -30,6 +35,7 @@ pub enum Command {
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Import(args) => import::run(args).await,
         Command::Purge(args) => purge::run(args).await,
         Command::Report(args) => report::run(args).await,
     }
@@ -97,15 +103,26 @@ async fn recorded<T>(
 
 /// Runs something again while the database is busy or away.
 async fn patiently<T>(work: impl AsyncFn() -> Result<T, OpError>) -> Result<T, OpError> {
-    let end = tokio::time::Instant::now() + PATIENCE;
+    let patience = Patience::begin();
     loop {
         match work().await {
-            Err(OpError::Unavailable(error))
-                if error.downcast_ref::<StoreError>().is_some() && tokio::time::Instant::now() < end =>
-            {
-                tokio::time::sleep(AGAIN).await;
-            }
+            Err(error) if patience.goes_on(&error) => tokio::time::sleep(AGAIN).await,
             done => return done,
         }
+    }
+}
+
+/// How long something is tried again.
+struct Patience(tokio::time::Instant);
+
+impl Patience {
+    fn begin() -> Self {
+        Self(tokio::time::Instant::now() + PATIENCE)
+    }
+
+    /// Whether it is the database that was away, and may be back soon.
+    fn goes_on(&self, error: &OpError) -> bool {
+        let OpError::Unavailable(why) = error else { return false };
+        why.downcast_ref::<StoreError>().is_some() && tokio::time::Instant::now() < self.0
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::base::clock::Millis;
 use crate::base::json::{self, Object};
-use crate::model::agreement::AgreementEvent;
+use crate::model::agreement::{AgreementEvent, is_network_transaction_id, is_transaction_link_id};
 use crate::model::decline::Decline;
 use crate::model::event::EventKind;
 use crate::model::payment::Status;
@@ -15,11 +15,7 @@ use super::super::Vault;
 use super::super::agreements::insert_agreement_event;
 use super::super::error::OpError;
 
-/// The longest network transaction id (reference, section 7.3).
-const NETWORK_TRANSACTION_ID: usize = 256;
-/// Mastercard's Transaction Link ID: exactly this many characters of `[A-Za-z0-9_-]`.
-const TRANSACTION_LINK_ID: usize = 22;
-/// Names under which it may come; Antom has not published one.
+/// Names under which Mastercard's Transaction Link ID may come; Antom has not published one.
 const TRANSACTION_LINK_NAMES: &[&str] =
     &["transactionLinkId", "transactionLinkID", "transactionLinkIdentifier", "mastercardTransactionLinkId"];
 
@@ -42,14 +38,13 @@ impl ChainIds {
                 (!text.is_empty()).then(|| text.into_owned())
             })
         };
-        let link = |text: &String| {
-            text.len() == TRANSACTION_LINK_ID
-                && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
-        };
         Self {
             network_transaction_id: find("networkTransactionId")
-                .filter(|text| text.len() <= NETWORK_TRANSACTION_ID && !text.chars().any(char::is_control)),
-            transaction_link_id: TRANSACTION_LINK_NAMES.iter().find_map(|name| find(name)).filter(link),
+                .filter(|text| is_network_transaction_id(text)),
+            transaction_link_id: TRANSACTION_LINK_NAMES
+                .iter()
+                .find_map(|name| find(name))
+                .filter(|text| is_transaction_link_id(text)),
         }
     }
 
