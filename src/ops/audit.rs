@@ -108,6 +108,11 @@ impl Audit {
         self.tally = tally;
     }
 
+    /// Now, as rows tell it.
+    pub(super) fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
     /// Begins a transaction that writes, with a chain of its own.
     pub async fn begin<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
         let begun = self.begin_uncounted(db, keys).await;
@@ -194,9 +199,7 @@ impl Audit {
         batch: &[(Actor, Entry, Millis)],
     ) -> Result<(), OpError> {
         let mut tx = self.begin(db, keys).await?;
-        for (actor, entry, at) in batch {
-            tx.note_as(actor, entry, *at).await?;
-        }
+        tx.note_all(batch).await?;
         Ok(tx.commit().await?)
     }
 
@@ -222,7 +225,8 @@ impl Audit {
                 }
                 let closing = Entry { action: CLOSE, object: None, outcome: Outcome::Done, detail: None };
                 let at = self.clock.now();
-                tx.insert(&Actor::vault(), &closing, at).await?;
+                let row = tx.chained(&Actor::vault(), &closing, at)?;
+                rows::insert_rows(&mut tx.tx, &[row]).await?;
                 Ok::<_, OpError>(tx.close().await?)
             };
             if let Err(error) = closed.await {
@@ -284,19 +288,30 @@ impl AuditedTx<'_> {
     /// Records what this transaction does, in the name of the task's actor.
     pub async fn note(&mut self, entry: &Entry) -> Result<(), OpError> {
         let at = self.clock.now();
-        self.note_as(&actor(), entry, at).await
+        self.note_all(&[(actor(), entry.clone(), at)]).await
     }
 
-    async fn note_as(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<(), OpError> {
+    /// Records what this transaction does for many: who did what, and when.
+    pub async fn note_all(&mut self, notes: &[(Actor, Entry, Millis)]) -> Result<(), OpError> {
+        let Some((_, _, first)) = notes.first() else { return Ok(()) };
+        let mut rows = Vec::with_capacity(notes.len() + 1);
         if self.newest.0 == 0 {
             let opening =
                 Entry { action: OPEN, object: None, outcome: Outcome::Done, detail: Some(origin()) };
-            self.insert(&Actor::vault(), &opening, at).await?;
+            rows.push(self.chained(&Actor::vault(), &opening, *first)?);
         }
-        self.insert(actor, entry, at).await
+        for (actor, entry, at) in notes {
+            rows.push(self.chained(actor, entry, *at)?);
+        }
+        let inserted = rows::insert_rows(&mut self.tx, &rows).await;
+        if inserted.is_err() {
+            self.tally.failures.inc();
+        }
+        Ok(inserted?)
     }
 
-    async fn insert(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<(), OpError> {
+    /// The chain's next row, with its MAC.
+    fn chained(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<(AuditRow, [u8; 32]), OpError> {
         let key = self.keys.active(Purpose::Audit)?;
         let (seq, before) = self.newest;
         let Some(chain) = &self.lease.chain else {
@@ -317,13 +332,8 @@ impl AuditedTx<'_> {
             key_id: key.id().to_string(),
         };
         let mac = audit_mac(&key, &before, &row.canonical())?;
-        let inserted = rows::insert_row(&mut self.tx, &row, &mac).await;
-        if inserted.is_err() {
-            self.tally.failures.inc();
-        }
-        inserted?;
         self.newest = (seq + 1, mac);
-        Ok(())
+        Ok((row, mac))
     }
 
     /// Makes effect and rows durable. Where this fails, nobody can know whether they are.

@@ -2,6 +2,7 @@
 //! and opened.
 
 use crate::base::card::Pan;
+use crate::base::clock::Millis;
 use crate::base::cvv::Cvv;
 use crate::base::fault::FieldFault;
 use crate::base::ids::{CardId, Merchant, PaymentRequestId};
@@ -25,8 +26,9 @@ use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, HeldPan, NewCard, 
 
 use super::audit::AuditedTx;
 use super::error::OpError;
-use super::events::insert_card_event;
+use super::events::{CardEvent, insert_card_event};
 use super::keys::DataKeys;
+use super::writer::Change;
 use super::{Vault, cvv_of};
 
 /// How often a lost race is run again. Each turn somebody else has won, so progress is made.
@@ -43,20 +45,6 @@ pub struct CardQuery {
     pub after: Option<CardId>,
 }
 
-/// A new card, sealed and not stored yet.
-pub(super) struct SealedCard {
-    /// Its fresh reference.
-    pub card_id: CardId,
-    /// Its fingerprints, by column.
-    pub digests: [Option<[u8; 32]>; 2],
-    epoch: i64,
-    brand: &'static str,
-    bin: String,
-    last4: String,
-    pan: Sealed,
-    details: Sealed,
-}
-
 impl Vault {
     /// Tokenises a card; `true` where it is new. A known card keeps its reference and takes the details
     /// that were typed now; details that were not typed stay.
@@ -69,36 +57,46 @@ impl Vault {
         let merchant = allowed.merchant();
         let TypedCard { pan, details, buyer } = card;
         let buyer = buyer.as_ref().map(|buyer| buyer.as_str());
-        let (new, card_id) = self.insert_or_update(merchant, &pan, details, buyer).await?;
-        drop(pan);
-        if let Some(cvv) = cvv {
-            self.hold(merchant, &card_id, &cvv, None).await?;
-        }
-        let row = rows::find_card(&self.db, merchant, &card_id).await?.ok_or(OpError::NotFound(None))?;
-        Ok((new, self.masked(merchant, &row).await?))
-    }
-
-    async fn insert_or_update(
-        &self,
-        merchant: &Merchant,
-        pan: &Pan,
-        details: Details,
-        buyer: Option<&str>,
-    ) -> Result<(bool, CardId), OpError> {
+        // Most cards are new, and whether one is shows when it is stored. A CVV has one place, so a card that
+        // brings one is looked for first.
+        let mut tried = false;
         for _ in 0..TURNS {
-            if let Some(row) = self.find_by_pan(merchant, pan, buyer).await? {
-                let _turn = self.queues.turn(&row.card_id).await;
-                // It may have been changed, or erased, while this caller waited.
-                let Some(row) = rows::find_card(&self.db, merchant, &row.card_id).await? else { continue };
-                if self.retype(merchant, &row, &details).await? {
-                    return Ok((false, row.card_id));
+            if tried || cvv.is_some() {
+                if let Some(CardRow { card_id: id, .. }) = self.find_by_pan(merchant, &pan, buyer).await? {
+                    if self.retype_known(merchant, &id, &details).await? {
+                        if let Some(cvv) = &cvv {
+                            self.hold(merchant, &id, cvv, None).await?;
+                        }
+                        let row = self.live_card(merchant, &id).await?;
+                        return Ok((false, self.masked(merchant, &row).await?));
+                    }
+                    continue;
                 }
-            } else if let Some(card_id) = self.insert(merchant, pan, &details, buyer).await? {
-                return Ok((true, card_id));
+                if tried {
+                    self.keys.follow().await?;
+                }
             }
-            self.keys.follow().await?;
+            if let Some(new) = self.insert(merchant, &pan, &details, buyer, cvv.as_ref()).await? {
+                return Ok((true, new.masked(details)));
+            }
+            tried = true;
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a card is being changed by many callers at once")))
+    }
+
+    /// Gives a known card the details that were typed again; `false` where it was erased or changed meanwhile.
+    async fn retype_known(
+        &self,
+        merchant: &Merchant,
+        id: &CardId,
+        details: &Details,
+    ) -> Result<bool, OpError> {
+        let _turn = self.queues.turn(id).await;
+        // It may have been changed, or erased, while this caller waited.
+        match rows::find_card(&self.db, merchant, id).await? {
+            Some(row) => self.retype(merchant, &row, details).await,
+            None => Ok(false),
+        }
     }
 
     /// The card that a payment names by its number. A known one stays as it is until the payment has
@@ -114,8 +112,8 @@ impl Vault {
             if let Some(row) = self.find_by_pan(merchant, pan, buyer).await? {
                 return Ok((false, row.card_id));
             }
-            if let Some(card_id) = self.insert(merchant, pan, details, buyer).await? {
-                return Ok((true, card_id));
+            if let Some(new) = self.insert(merchant, pan, details, buyer, None).await? {
+                return Ok((true, new.card_id));
             }
             self.keys.follow().await?;
         }
@@ -143,22 +141,47 @@ impl Vault {
         Ok(known.is_some_and(|known| *known == digest))
     }
 
+    /// Stores a card, with a CVV that is held for it; none where the merchant's buyer has one with this PAN,
+    /// or where the keys were changed meanwhile.
     async fn insert(
         &self,
         merchant: &Merchant,
         pan: &Pan,
         details: &Details,
         buyer: Option<&str>,
-    ) -> Result<Option<CardId>, OpError> {
-        let card = self.seal_card(merchant, pan, details)?;
-        let mut tx = self.begin().await?;
-        if !self.insert_sealed(&mut tx, merchant, buyer, &card).await? {
-            tx.rollback().await?;
+        cvv: Option<&Cvv>,
+    ) -> Result<Option<Stored>, OpError> {
+        let shown = self.keys.fingerprint_key()?.slot;
+        let mut card = self.seal_card(merchant, pan, details, buyer)?;
+        let id = card.card_id.clone();
+        let event = CardEvent::of(merchant, &id, "PAN", EventKind::CardStored, None, card.now)?;
+        let mut notes = vec![Entry::done("card.store", id.as_str())];
+        // The memory comes first: a row that promises a CVV which is not there would refuse payments.
+        card.cvv = cvv.map(|cvv| self.hold_in_memory(merchant, &id, cvv, None)).transpose()?;
+        if card.cvv.is_some() {
+            notes.push(Entry::done("cvv.hold", id.as_str()));
+        }
+        let all = card.fingerprints;
+        let known = all.get(shown).copied().flatten().or(all.into_iter().flatten().next());
+        let stored = Stored {
+            card_id: id,
+            fingerprint: known.ok_or_else(no_fingerprint)?,
+            brand: card.brand,
+            bin: card.bin.clone(),
+            last4: card.last4.clone(),
+            buyer: card.buyer.clone(),
+            cvv_until: card.cvv.as_ref().map(|slot| slot.until),
+            now: card.now,
+        };
+        let done = self.writer.write(Change::Store(Box::new(card)), Some(event), notes).await;
+        if stored.cvv_until.is_some() && !matches!(done, Ok(true)) {
+            self.slots.forget(merchant, &stored.card_id);
+        }
+        if !done? {
             return Ok(None);
         }
-        tx.commit().await?;
         self.bell.ring_written();
-        Ok(Some(card.card_id))
+        Ok(Some(stored))
     }
 
     /// Seals a card that is new, under a fresh reference. Nothing is stored.
@@ -167,61 +190,49 @@ impl Vault {
         merchant: &Merchant,
         pan: &Pan,
         details: &Details,
-    ) -> Result<SealedCard, OpError> {
+        buyer: Option<&str>,
+    ) -> Result<NewCard, OpError> {
         let card_id = CardId::make()?;
         // Before the keys: where they change after this, the card is not stored, and sealed again.
         let epoch = self.keys.epoch();
         self.keys.active(Purpose::Fingerprint)?;
-        let mut digests = [None; 2];
+        let mut fingerprints = [None; 2];
         for key in self.keys.fingerprint_keys() {
-            if let Some(digest) = digests.get_mut(key.slot) {
+            if let Some(digest) = fingerprints.get_mut(key.slot) {
                 *digest = Some(fingerprint::fingerprint(&key.key, merchant, pan)?);
             }
         }
         let dek = self.keys.active(Purpose::Card)?;
         let place = Place { merchant, record: card_id.as_str(), field: Field::Pan };
-        let sealed_pan = envelope::seal_pan(&dek, &place, pan)?;
-        let sealed_details = self.seal_details(merchant, &card_id, details)?;
-        Ok(SealedCard {
+        Ok(NewCard {
+            pan: envelope::seal_pan(&dek, &place, pan)?,
+            details: self.seal_details(merchant, &card_id, details)?,
+            card_id,
+            merchant: merchant.clone(),
+            buyer: buyer.map(str::to_owned),
+            fingerprints,
+            epoch,
             brand: pan.brand().name(),
             bin: pan.bin(self.policy.bin_format),
             last4: pan.last4(),
-            pan: sealed_pan,
-            details: sealed_details,
-            card_id,
-            digests,
-            epoch,
+            cvv: None,
+            now: self.now(),
         })
     }
 
-    /// Stores a sealed card with its event and its audit row; `false` where the merchant's buyer has one with
-    /// this PAN, or where the keys were changed since it was sealed.
+    /// Stores a sealed card with its event and its audit row in a transaction of the caller's; `false` where
+    /// the merchant's buyer has one with this PAN, or where the keys were changed since it was sealed.
     pub(super) async fn insert_sealed(
         &self,
         tx: &mut AuditedTx<'_>,
-        merchant: &Merchant,
-        buyer: Option<&str>,
-        sealed: &SealedCard,
+        card: &NewCard,
     ) -> Result<bool, OpError> {
-        let now = self.now();
-        let card = NewCard {
-            card_id: &sealed.card_id,
-            merchant,
-            buyer,
-            fingerprints: sealed.digests.each_ref().map(|digest| digest.as_ref().map(<[u8; 32]>::as_slice)),
-            epoch: sealed.epoch,
-            brand: sealed.brand,
-            bin: &sealed.bin,
-            last4: &sealed.last4,
-            pan: &sealed.pan,
-            details: &sealed.details,
-            now,
-        };
-        if !rows::insert_card(tx, &card).await? {
+        if rows::insert_cards(tx, &[card]).await? != [true] {
             return Ok(false);
         }
-        insert_card_event(tx, merchant, &sealed.card_id, "PAN", EventKind::CardStored, None, now).await?;
-        tx.note(&Entry::done("card.store", sealed.card_id.as_str())).await?;
+        let id = &card.card_id;
+        insert_card_event(tx, &card.merchant, id, "PAN", EventKind::CardStored, None, card.now).await?;
+        tx.note(&Entry::done("card.store", id.as_str())).await?;
         Ok(true)
     }
 
@@ -326,21 +337,19 @@ impl Vault {
     ) -> Result<bool, OpError> {
         let (id, now) = (&row.card_id, self.now());
         let epoch = self.keys.epoch();
-        let sealed = self.seal_details(merchant, id, details)?;
+        let details = self.seal_details(merchant, id, details)?;
         let agreed = news && has_active(&self.db, merchant, id).await?;
-        let mut tx = self.begin().await?;
-        let new = NewDetails { version: row.version, epoch, details: &sealed, typed, now };
-        if !rows::update_details(&mut tx, merchant, id, &new).await? {
-            tx.rollback().await?;
+        let event = match agreed {
+            true => Some(CardEvent::of(merchant, id, "PAN", EventKind::CardUpdated, None, now)?),
+            false => None,
+        };
+        let (card_id, merchant) = (id.clone(), merchant.clone());
+        let new = NewDetails { card_id, merchant, version: row.version, epoch, details, typed, now };
+        let note = Entry::done("card.update", id.as_str()).with(if typed { "typed" } else { "patched" });
+        if !self.writer.write(Change::Retype(Box::new(new)), event, vec![note]).await? {
             self.keys.follow().await?;
             return Ok(false);
         }
-        if agreed {
-            insert_card_event(&mut tx, merchant, id, "PAN", EventKind::CardUpdated, None, now).await?;
-        }
-        tx.note(&Entry::done("card.update", id.as_str()).with(if typed { "typed" } else { "patched" }))
-            .await?;
-        tx.commit().await?;
         if agreed {
             self.bell.ring_written();
         }
@@ -426,21 +435,32 @@ impl Vault {
         cvv: &Cvv,
         for_request: Option<&PaymentRequestId>,
     ) -> Result<(), OpError> {
-        let mut bytes = SecretBuf::with_capacity(4);
-        bytes.push(cvv.expose().as_bytes()).map_err(|error| OpError::Internal(error.into()))?;
-        let sealed = self.process_key.seal(id.as_str().as_bytes(), &bytes)?;
-        let until = self.slots.hold(merchant, id, sealed).map_err(|_| OpError::TooMuch)?;
-        let slot = CvvSlot {
-            holder: self.instance.as_str().to_owned(),
-            until,
-            for_request: for_request.map(|id| id.as_str().to_owned()),
-        };
+        let slot = self.hold_in_memory(merchant, id, cvv, for_request)?;
         // The memory came first: a row that promises a CVV which is not there would refuse payments.
         let written = self.write_slot(merchant, id, &slot).await;
         if written.is_err() {
             self.slots.forget(merchant, id);
         }
         written
+    }
+
+    /// Holds a CVV; what is returned is for the card's row.
+    fn hold_in_memory(
+        &self,
+        merchant: &Merchant,
+        id: &CardId,
+        cvv: &Cvv,
+        for_request: Option<&PaymentRequestId>,
+    ) -> Result<CvvSlot, OpError> {
+        let mut bytes = SecretBuf::with_capacity(4);
+        bytes.push(cvv.expose().as_bytes()).map_err(|error| OpError::Internal(error.into()))?;
+        let sealed = self.process_key.seal(id.as_str().as_bytes(), &bytes)?;
+        let until = self.slots.hold(merchant, id, sealed).map_err(|_| OpError::TooMuch)?;
+        Ok(CvvSlot {
+            holder: self.instance.as_str().to_owned(),
+            until,
+            for_request: for_request.map(|id| id.as_str().to_owned()),
+        })
     }
 
     async fn write_slot(&self, merchant: &Merchant, id: &CardId, slot: &CvvSlot) -> Result<(), OpError> {
@@ -533,9 +553,7 @@ impl Vault {
         let slot = self.keys.fingerprint_key()?.slot;
         let known = held.fingerprints.get(slot).and_then(Option::as_deref);
         let known = known.or(held.fingerprints.iter().flatten().next().map(Vec::as_slice));
-        known.and_then(|known| known.try_into().ok()).ok_or_else(|| {
-            OpError::Internal(anyhow::anyhow!("a card has no fingerprint of the right length"))
-        })
+        known.and_then(|known| known.try_into().ok()).ok_or_else(no_fingerprint)
     }
 
     async fn masked(&self, merchant: &Merchant, row: &CardRow) -> Result<MaskedCard, OpError> {
@@ -559,6 +577,41 @@ impl Vault {
             updated_at: row.updated_at,
         })
     }
+}
+
+/// A card that was stored just now: what its caller is shown, without reading it back.
+struct Stored {
+    card_id: CardId,
+    fingerprint: [u8; 32],
+    brand: &'static str,
+    bin: String,
+    last4: String,
+    buyer: Option<String>,
+    cvv_until: Option<Millis>,
+    now: Millis,
+}
+
+impl Stored {
+    fn masked(self, details: Details) -> MaskedCard {
+        MaskedCard {
+            card_id: self.card_id,
+            number: Some(MaskedPan {
+                brand: self.brand.to_owned(),
+                bin: self.bin,
+                last4: self.last4,
+                details,
+                fingerprint: fingerprint::show(&self.fingerprint),
+            }),
+            buyer: self.buyer,
+            cvv_held_until: self.cvv_until,
+            created_at: self.now,
+            updated_at: self.now,
+        }
+    }
+}
+
+fn no_fingerprint() -> OpError {
+    OpError::Internal(anyhow::anyhow!("a card has no fingerprint of the right length"))
 }
 
 /// The vault knows neither the number of such a card nor what goes with it.

@@ -120,19 +120,55 @@ pub(super) async fn insert_card_event(
     expires: Option<&str>,
     now: Millis,
 ) -> Result<(), OpError> {
-    let mut body = ObjectWriter::default();
-    body.string("cardId", card.as_str()).string("source", source);
-    body.string_if("expiresAfter", expires);
-    let event = NewEvent {
-        event_id: &EventId::make()?,
-        merchant,
-        kind,
-        object_type: "card",
-        object_id: card.as_str(),
-        body: &body.finish(),
-        created_at: now,
-    };
-    Ok(rows::insert_event(tx, &event).await?)
+    let event = CardEvent::of(merchant, card, source, kind, expires, now)?;
+    Ok(rows::insert_event(tx, &event.row()).await?)
+}
+
+/// A card's event, ready to be written in the transaction of its effect.
+pub(super) struct CardEvent {
+    event_id: EventId,
+    merchant: Merchant,
+    kind: EventKind,
+    card: CardId,
+    body: String,
+    at: Millis,
+}
+
+impl CardEvent {
+    /// The event of a card, which is named and not shown.
+    pub(super) fn of(
+        merchant: &Merchant,
+        card: &CardId,
+        source: &str,
+        kind: EventKind,
+        expires: Option<&str>,
+        at: Millis,
+    ) -> Result<Self, NoEntropy> {
+        let mut body = ObjectWriter::default();
+        body.string("cardId", card.as_str()).string("source", source);
+        body.string_if("expiresAfter", expires);
+        Ok(Self {
+            event_id: EventId::make()?,
+            merchant: merchant.clone(),
+            kind,
+            card: card.clone(),
+            body: body.finish(),
+            at,
+        })
+    }
+
+    /// As it is inserted.
+    pub(super) fn row(&self) -> NewEvent<'_> {
+        NewEvent {
+            event_id: &self.event_id,
+            merchant: &self.merchant,
+            kind: self.kind,
+            object_type: "card",
+            object_id: self.card.as_str(),
+            body: &self.body,
+            created_at: self.at,
+        }
+    }
 }
 
 /// Writes the event of a capture's or refund's new status, if that is news.

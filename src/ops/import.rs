@@ -116,11 +116,11 @@ impl Vault {
     ) -> Result<Option<Taken>, OpError> {
         let merchant = &importer.merchant;
         let buyer = line.card.buyer.as_ref().map(BuyerId::as_str);
-        let sealed = self.seal_card(merchant, &line.card.pan, &line.card.details)?;
-        let natural = (buyer.map(str::to_owned), sealed.digests);
+        let sealed = self.seal_card(merchant, &line.card.pan, &line.card.details, buyer)?;
+        let natural = (buyer.map(str::to_owned), sealed.fingerprints);
         let (card_id, is_new) = if let Some(id) = here.cards.get(&natural) {
             (id.clone(), false)
-        } else if self.insert_sealed(tx, merchant, buyer, &sealed).await? {
+        } else if self.insert_sealed(tx, &sealed).await? {
             here.cards.insert(natural, sealed.card_id.clone());
             (sealed.card_id, true)
         } else {

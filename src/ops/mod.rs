@@ -20,6 +20,7 @@ pub mod retention;
 pub mod rotation;
 mod running;
 pub mod sweeps;
+mod writer;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use events::EventBell;
 use hindrances::Hindrances;
 use keys::DataKeys;
 use running::Running;
+use writer::Writer;
 
 /// What a deployment chooses.
 #[derive(Debug, Clone)]
@@ -112,7 +114,7 @@ pub struct Vault {
     /// The database.
     pub db: Db,
     /// Data keys, loaded on demand.
-    pub keys: DataKeys,
+    pub keys: Arc<DataKeys>,
     /// CVVs that wait for their payment.
     pub slots: Slots<EphemeralSealed>,
     /// Seals what may only be in memory.
@@ -132,11 +134,13 @@ pub struct Vault {
     /// Rings when there are events.
     pub bell: EventBell,
     /// Who did what.
-    pub audit: Audit,
+    pub audit: Arc<Audit>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What keeps this process from its work, beyond what [`Vault::check`] finds out by itself.
     pub hindrances: Hindrances,
+    /// Commits cards in groups.
+    writer: Writer,
 }
 
 impl Vault {
@@ -149,10 +153,11 @@ impl Vault {
         policy: Policy,
     ) -> Result<Self, NoEntropy> {
         let instance = InstanceId::make()?;
-        let mut audit = Audit::new(instance.clone(), clock.clone());
         let metrics = Arc::new(Metrics::default());
-        audit.count_into(metrics.audit());
+        let audit = audit_of(&instance, &clock, &metrics);
+        let keys = Arc::new(keys);
         Ok(Self {
+            writer: Writer::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit)),
             db,
             keys,
             audit,
@@ -170,11 +175,11 @@ impl Vault {
         })
     }
 
-    /// Counts into `metrics` from now on.
-    pub fn counting(mut self, metrics: Arc<Metrics>) -> Self {
-        self.audit.count_into(metrics.audit());
-        self.metrics = metrics;
-        self
+    /// Counts into `metrics`; before the vault is used.
+    pub fn counting(self, metrics: Arc<Metrics>) -> Self {
+        let audit = audit_of(&self.instance, &self.clock, &metrics);
+        let writer = Writer::new(self.db.clone(), Arc::clone(&self.keys), Arc::clone(&audit));
+        Self { audit, writer, metrics, ..self }
     }
 
     /// Waits, for as long as one attempt may last, until every payment that is on its way has its answer
@@ -210,6 +215,12 @@ impl Vault {
     fn now(&self) -> Millis {
         self.clock.now()
     }
+}
+
+fn audit_of(instance: &InstanceId, clock: &SharedClock, metrics: &Metrics) -> Arc<Audit> {
+    let mut audit = Audit::new(instance.clone(), clock.clone());
+    audit.count_into(metrics.audit());
+    Arc::new(audit)
 }
 
 /// Reads a CVV back from what a slot held.

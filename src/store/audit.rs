@@ -2,29 +2,53 @@
 //! that serves needs no right to update or delete here.
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
+use super::many::{Kind, Many};
 use crate::base::clock::Millis;
 use crate::model::audit::{AuditRow, CLOSE, Head};
 
-/// Writes a row in the transaction of its effect.
-pub async fn insert_row(tx: &mut Tx, row: &AuditRow, mac: &[u8; 32]) -> Result<(), StoreError> {
-    const SQL: &str = "INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, detail, \
-         origin, request_id, key_id, mac) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
-    let args = [
-        Arg::Text(&row.chain),
-        Arg::Int(row.seq),
-        Arg::Int(row.at.0),
-        Arg::Text(&row.actor),
-        Arg::TextOrNull(row.merchant.as_deref()),
-        Arg::Text(&row.action),
-        Arg::TextOrNull(row.object.as_deref()),
-        Arg::Text(&row.outcome),
-        Arg::TextOrNull(row.detail.as_deref()),
-        Arg::TextOrNull(row.origin.as_deref()),
-        Arg::TextOrNull(row.request_id.as_deref()),
-        Arg::Text(&row.key_id),
-        Arg::Bytes(mac),
-    ];
-    tx.execute(SQL, &args).await.map(|_| ())
+/// Writes rows, each with its MAC, in the transaction of their effects.
+pub async fn insert_rows(tx: &mut Tx, rows: &[(AuditRow, [u8; 32])]) -> Result<(), StoreError> {
+    static SQL: Many = Many::new(
+        &[
+            ("chain", Kind::Text),
+            ("seq", Kind::Int),
+            ("at", Kind::Int),
+            ("actor", Kind::Text),
+            ("merchant", Kind::Text),
+            ("action", Kind::Text),
+            ("object", Kind::Text),
+            ("outcome", Kind::Text),
+            ("detail", Kind::Text),
+            ("origin", Kind::Text),
+            ("request_id", Kind::Text),
+            ("key_id", Kind::Text),
+            ("mac", Kind::Bytes),
+        ],
+        "INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, detail, origin, \
+         request_id, key_id, mac) SELECT chain, seq, at, actor, merchant, action, object, outcome, detail, \
+         origin, request_id, key_id, mac FROM given",
+    );
+    let args: Vec<[Arg<'_>; 13]> = rows
+        .iter()
+        .map(|(row, mac)| {
+            [
+                Arg::Text(&row.chain),
+                Arg::Int(row.seq),
+                Arg::Int(row.at.0),
+                Arg::Text(&row.actor),
+                Arg::TextOrNull(row.merchant.as_deref()),
+                Arg::Text(&row.action),
+                Arg::TextOrNull(row.object.as_deref()),
+                Arg::Text(&row.outcome),
+                Arg::TextOrNull(row.detail.as_deref()),
+                Arg::TextOrNull(row.origin.as_deref()),
+                Arg::TextOrNull(row.request_id.as_deref()),
+                Arg::Text(&row.key_id),
+                Arg::Bytes(mac),
+            ]
+        })
+        .collect();
+    tx.run_many(&SQL, &args).await.map(|_| ())
 }
 
 fn audit_row(row: &Row) -> Result<(AuditRow, Vec<u8>), StoreError> {

@@ -20,6 +20,7 @@ use sqlx::sqlite::{
 use sqlx::{Postgres, Row as _, Sqlite, Transaction};
 use zeroize::Zeroizing;
 
+use super::many::{Kind, Many};
 use crate::base::private_file::is_closed;
 use crate::metrics::PoolFacts;
 
@@ -109,6 +110,32 @@ pub enum Arg<'a> {
     Bytes(&'a [u8]),
     /// Bytes or NULL.
     BytesOrNull(Option<&'a [u8]>),
+}
+
+impl<'a> Arg<'a> {
+    fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Text(value) => Some(value),
+            Self::TextOrNull(value) => value,
+            _ => None,
+        }
+    }
+
+    fn int(self) -> Option<i64> {
+        match self {
+            Self::Int(value) => Some(value),
+            Self::IntOrNull(value) => value,
+            _ => None,
+        }
+    }
+
+    fn bytes(self) -> Option<&'a [u8]> {
+        match self {
+            Self::Bytes(value) => Some(value),
+            Self::BytesOrNull(value) => value,
+            _ => None,
+        }
+    }
 }
 
 /// One row of a result.
@@ -456,6 +483,48 @@ impl Tx {
             Begun::Sqlite(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
             Begun::Postgres(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
         })
+    }
+
+    /// Runs a statement over many rows, in their order, and gives what it returns.
+    pub async fn run_many<'a, R>(&mut self, many: &'static Many, rows: &[R]) -> Result<Vec<Row>, StoreError>
+    where
+        R: AsRef<[Arg<'a>]>,
+    {
+        let mut returned = Vec::new();
+        match &mut self.begun {
+            Begun::Sqlite(tx) => {
+                let mut left = rows;
+                while !left.is_empty() {
+                    let (sql, size) = many.chunk(left.len());
+                    let (these, others) = left.split_at(size);
+                    let args = these.iter().flat_map(|row| row.as_ref());
+                    let found = bound!(sql, args).fetch_all(&mut **tx).await?;
+                    returned.extend(found.into_iter().map(Row::Sqlite));
+                    left = others;
+                }
+            }
+            Begun::Postgres(tx) => {
+                let mut query = sqlx::query(many.arrays());
+                for (place, kind) in many.kinds().enumerate() {
+                    let column = rows.iter().map(|row| row.as_ref().get(place).copied());
+                    query = match kind {
+                        Kind::Text => query.bind(column.map(|arg| arg?.text()).collect::<Vec<_>>()),
+                        Kind::Int => query.bind(column.map(|arg| arg?.int()).collect::<Vec<_>>()),
+                        Kind::Bytes => query.bind(column.map(|arg| arg?.bytes()).collect::<Vec<_>>()),
+                    };
+                }
+                if !rows.is_empty() {
+                    let found = query.fetch_all(&mut **tx).await?;
+                    returned.extend(found.into_iter().map(Row::Postgres));
+                }
+            }
+        }
+        Ok(returned)
+    }
+
+    /// Whether this is SQLite.
+    pub(super) fn is_sqlite(&self) -> bool {
+        matches!(self.begun, Begun::Sqlite(_))
     }
 
     /// Makes the changes durable. Where this fails, nobody can know whether they are.

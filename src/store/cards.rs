@@ -1,32 +1,37 @@
 //! Cards: sealed PAN and details, and what may be shown without opening them.
 
+use std::collections::HashSet;
+
 use super::backend::{Arg, Db, Row, StoreError, Tx};
+use super::many::{Kind, Many};
 use crate::base::clock::Millis;
 use crate::base::ids::{CardId, InstanceId, Merchant};
 use crate::base::sealed::Sealed;
 
 /// A card to insert.
-pub struct NewCard<'a> {
+pub struct NewCard {
     /// Its fresh reference.
-    pub card_id: &'a CardId,
+    pub card_id: CardId,
     /// Whose it is.
-    pub merchant: &'a Merchant,
+    pub merchant: Merchant,
     /// The buyer's id, if the card is some buyer's.
-    pub buyer: Option<&'a str>,
+    pub buyer: Option<String>,
     /// Keyed digests of the PAN, by column: one for each fingerprint key that is in use.
-    pub fingerprints: [Option<&'a [u8]>; 2],
+    pub fingerprints: [Option<[u8; 32]>; 2],
     /// The epoch of the keys that all this was made with.
     pub epoch: i64,
     /// Antom's name of the brand.
-    pub brand: &'a str,
+    pub brand: &'static str,
     /// What is shown of the BIN.
-    pub bin: &'a str,
+    pub bin: String,
     /// The last four digits.
-    pub last4: &'a str,
+    pub last4: String,
     /// The sealed PAN.
-    pub pan: &'a Sealed,
+    pub pan: Sealed,
     /// The sealed expiry, name and address.
-    pub details: &'a Sealed,
+    pub details: Sealed,
+    /// The CVV that is held for it.
+    pub cvv: Option<CvvSlot>,
     /// Now.
     pub now: Millis,
 }
@@ -133,35 +138,66 @@ fn card_row(row: &Row) -> Result<CardRow, StoreError> {
     })
 }
 
-/// Inserts a card; `false` where the merchant's buyer has one with this PAN, by either fingerprint, or
-/// where the epoch of the keys is over.
-pub async fn insert_card(tx: &mut Tx, card: &NewCard<'_>) -> Result<bool, StoreError> {
-    const SQL: &str = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, \
-         last4, pan, details, typed_at, version, created_at, updated_at) \
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 1, $11, $11 \
-         WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $12) \
-         ON CONFLICT DO NOTHING";
-    let [a, b] = card.fingerprints;
-    let changed = tx
-        .execute(
-            SQL,
-            &[
+/// Inserts cards, and tells which: not one that the merchant's buyer has with this PAN, by either
+/// fingerprint, and not where the epoch of the keys is over.
+pub async fn insert_cards(tx: &mut Tx, cards: &[&NewCard]) -> Result<Vec<bool>, StoreError> {
+    static SQL: Many = Many::new(
+        &[
+            ("card_id", Kind::Text),
+            ("merchant", Kind::Text),
+            ("buyer", Kind::Text),
+            ("fingerprint", Kind::Bytes),
+            ("fingerprint_b", Kind::Bytes),
+            ("brand", Kind::Text),
+            ("bin", Kind::Text),
+            ("last4", Kind::Text),
+            ("pan", Kind::Bytes),
+            ("details", Kind::Bytes),
+            ("cvv_holder", Kind::Text),
+            ("cvv_until", Kind::Int),
+            ("cvv_for", Kind::Text),
+            ("at", Kind::Int),
+            ("epoch", Kind::Int),
+        ],
+        "INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, \
+         details, cvv_holder, cvv_until, cvv_for, typed_at, version, created_at, updated_at) \
+         SELECT card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, details, \
+         cvv_holder, cvv_until, cvv_for, at, 1, at, at FROM given \
+         WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = given.epoch) \
+         ON CONFLICT DO NOTHING RETURNING card_id",
+    );
+    // Two transactions that store the same cards take them in the same order, so that neither waits for what
+    // the other has while the other waits for it.
+    let mut ordered: Vec<&NewCard> = cards.to_vec();
+    ordered.sort_unstable_by_key(|card| (&card.merchant, &card.buyer, card.fingerprints));
+    let args: Vec<[Arg<'_>; 15]> = ordered
+        .iter()
+        .map(|card| {
+            let [a, b] = &card.fingerprints;
+            let cvv = card.cvv.as_ref();
+            [
                 Arg::Text(card.card_id.as_str()),
                 Arg::Text(card.merchant.as_str()),
-                Arg::Text(card.buyer.unwrap_or_default()),
-                Arg::BytesOrNull(a),
-                Arg::BytesOrNull(b),
+                Arg::Text(card.buyer.as_deref().unwrap_or_default()),
+                Arg::BytesOrNull(a.as_ref().map(<[u8; 32]>::as_slice)),
+                Arg::BytesOrNull(b.as_ref().map(<[u8; 32]>::as_slice)),
                 Arg::Text(card.brand),
-                Arg::Text(card.bin),
-                Arg::Text(card.last4),
+                Arg::Text(&card.bin),
+                Arg::Text(&card.last4),
                 Arg::Bytes(card.pan.as_bytes()),
                 Arg::Bytes(card.details.as_bytes()),
+                Arg::TextOrNull(cvv.map(|slot| slot.holder.as_str())),
+                Arg::IntOrNull(cvv.map(|slot| slot.until.0)),
+                Arg::TextOrNull(cvv.and_then(|slot| slot.for_request.as_deref())),
                 Arg::Int(card.now.0),
                 Arg::Int(card.epoch),
-            ],
-        )
-        .await?;
-    Ok(changed == 1)
+            ]
+        })
+        .collect();
+    let returned = tx.run_many(&SQL, &args).await?;
+    let stored: HashSet<String> =
+        returned.iter().map(|row| row.text("card_id")).collect::<Result<_, StoreError>>()?;
+    Ok(cards.iter().map(|card| stored.contains(card.card_id.as_str())).collect())
 }
 
 /// A card to insert of which only Antom holds the number.
@@ -324,40 +360,95 @@ pub async fn list_cards(
 }
 
 /// Details of a card to replace.
-pub struct NewDetails<'a> {
+pub struct NewDetails {
+    /// The card.
+    pub card_id: CardId,
+    /// Whose it is.
+    pub merchant: Merchant,
     /// The card's version that they were made from.
     pub version: i64,
     /// The epoch of the keys that they were sealed with.
     pub epoch: i64,
     /// The sealed details.
-    pub details: &'a Sealed,
+    pub details: Sealed,
     /// Whether the card's number was typed again.
     pub typed: bool,
     /// Now.
     pub now: Millis,
 }
 
-/// Replaces the details of a card that is still at their version, while their epoch lasts.
-pub async fn update_details(
-    tx: &mut Tx,
-    merchant: &Merchant,
-    id: &CardId,
-    new: &NewDetails<'_>,
-) -> Result<bool, StoreError> {
+/// Replaces the details of cards that are still at their versions, while their epoch lasts; tells which.
+pub async fn update_details(tx: &mut Tx, all: &[&NewDetails]) -> Result<Vec<bool>, StoreError> {
+    // In one order for all, as where cards are inserted.
+    let mut places: Vec<usize> = (0..all.len()).collect();
+    places.sort_unstable_by_key(|place| all.get(*place).map(|new| new.card_id.as_str()));
+    if tx.is_sqlite() { update_each(tx, all, &places).await } else { update_at_once(tx, all, &places).await }
+}
+
+/// SQLite has nothing faster than one statement for each row.
+async fn update_each(tx: &mut Tx, all: &[&NewDetails], places: &[usize]) -> Result<Vec<bool>, StoreError> {
     const SQL: &str = "UPDATE cards SET details = $4, version = version + 1, updated_at = $5, \
          typed_at = CASE WHEN $6 = 1 THEN $5 ELSE typed_at END \
          WHERE merchant = $1 AND card_id = $2 AND version = $3 AND erased_at IS NULL \
          AND EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $7)";
-    let args = [
-        Arg::Text(merchant.as_str()),
-        Arg::Text(id.as_str()),
-        Arg::Int(new.version),
-        Arg::Bytes(new.details.as_bytes()),
-        Arg::Int(new.now.0),
-        Arg::Int(i64::from(new.typed)),
-        Arg::Int(new.epoch),
-    ];
-    Ok(tx.execute(SQL, &args).await? == 1)
+    let mut done = vec![false; all.len()];
+    for place in places {
+        let (Some(new), Some(done)) = (all.get(*place), done.get_mut(*place)) else { continue };
+        let args = [
+            Arg::Text(new.merchant.as_str()),
+            Arg::Text(new.card_id.as_str()),
+            Arg::Int(new.version),
+            Arg::Bytes(new.details.as_bytes()),
+            Arg::Int(new.now.0),
+            Arg::Int(i64::from(new.typed)),
+            Arg::Int(new.epoch),
+        ];
+        *done = tx.execute(SQL, &args).await? == 1;
+    }
+    Ok(done)
+}
+
+async fn update_at_once(tx: &mut Tx, all: &[&NewDetails], places: &[usize]) -> Result<Vec<bool>, StoreError> {
+    static SQL: Many = Many::new(
+        &[
+            ("place", Kind::Int),
+            ("merchant", Kind::Text),
+            ("card_id", Kind::Text),
+            ("version", Kind::Int),
+            ("details", Kind::Bytes),
+            ("at", Kind::Int),
+            ("typed", Kind::Int),
+            ("epoch", Kind::Int),
+        ],
+        "UPDATE cards SET details = given.details, version = cards.version + 1, updated_at = given.at, \
+         typed_at = CASE WHEN given.typed = 1 THEN given.at ELSE cards.typed_at END FROM given \
+         WHERE cards.merchant = given.merchant AND cards.card_id = given.card_id \
+         AND cards.version = given.version AND cards.erased_at IS NULL \
+         AND EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = given.epoch) \
+         RETURNING given.place",
+    );
+    let args: Vec<[Arg<'_>; 8]> = places
+        .iter()
+        .filter_map(|place| {
+            let new = all.get(*place)?;
+            Some([
+                Arg::Int(i64::try_from(*place).ok()?),
+                Arg::Text(new.merchant.as_str()),
+                Arg::Text(new.card_id.as_str()),
+                Arg::Int(new.version),
+                Arg::Bytes(new.details.as_bytes()),
+                Arg::Int(new.now.0),
+                Arg::Int(i64::from(new.typed)),
+                Arg::Int(new.epoch),
+            ])
+        })
+        .collect();
+    let mut done = vec![false; all.len()];
+    for row in tx.run_many(&SQL, &args).await? {
+        let place = usize::try_from(row.int("place")?).map_err(|_| StoreError::Damaged)?;
+        *done.get_mut(place).ok_or(StoreError::Damaged)? = true;
+    }
+    Ok(done)
 }
 
 /// Notes that `holder` holds a CVV for the card.

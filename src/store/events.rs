@@ -4,6 +4,7 @@
 //! transaction committed first.
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
+use super::many::{Kind, Many};
 use crate::base::clock::Millis;
 use crate::base::ids::{EventId, Merchant};
 use crate::base::json::Object;
@@ -31,19 +32,39 @@ pub struct NewEvent<'a> {
 
 /// Writes an event in the transaction of its effect: both are durable, or neither is.
 pub async fn insert_event(tx: &mut Tx, event: &NewEvent<'_>) -> Result<(), StoreError> {
-    const SQL: &str = "INSERT INTO events \
-         (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
-         VALUES ($1, $2, NULL, $3, $4, $5, $6, $7)";
-    let args = [
-        Arg::Text(event.event_id.as_str()),
-        Arg::Text(event.merchant.as_str()),
-        Arg::Text(event.kind.name()),
-        Arg::Text(event.object_type),
-        Arg::Text(event.object_id),
-        Arg::Text(event.body),
-        Arg::Int(event.created_at.0),
-    ];
-    tx.execute(SQL, &args).await.map(|_| ())
+    insert_events(tx, std::slice::from_ref(event)).await
+}
+
+/// As [`insert_event`], for many.
+pub async fn insert_events(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<(), StoreError> {
+    static SQL: Many = Many::new(
+        &[
+            ("event_id", Kind::Text),
+            ("merchant", Kind::Text),
+            ("kind", Kind::Text),
+            ("object_type", Kind::Text),
+            ("object_id", Kind::Text),
+            ("body", Kind::Text),
+            ("created_at", Kind::Int),
+        ],
+        "INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
+         SELECT event_id, merchant, NULL, kind, object_type, object_id, body, created_at FROM given",
+    );
+    let args: Vec<[Arg<'_>; 7]> = events
+        .iter()
+        .map(|event| {
+            [
+                Arg::Text(event.event_id.as_str()),
+                Arg::Text(event.merchant.as_str()),
+                Arg::Text(event.kind.name()),
+                Arg::Text(event.object_type),
+                Arg::Text(event.object_id),
+                Arg::Text(event.body),
+                Arg::Int(event.created_at.0),
+            ]
+        })
+        .collect();
+    tx.run_many(&SQL, &args).await.map(|_| ())
 }
 
 /// The merchants that have committed events without a position. One look into the index for each of

@@ -10,6 +10,7 @@ pub mod facts;
 pub mod fingerprints;
 pub mod keys;
 pub mod leases;
+pub mod many;
 pub mod migrate;
 pub mod notices;
 pub mod operations;

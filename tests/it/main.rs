@@ -16,6 +16,7 @@ mod durability;
 mod egress;
 mod events;
 mod features;
+mod group_commit;
 mod hostile;
 mod import;
 mod isolation;
