@@ -1,5 +1,7 @@
 //! What the vault does, as flows whose points are walked through one by one.
 
+use cardvault::jobs::sequence::Sequencer;
+
 use super::gateway::State;
 use super::named::{know_the_card, next_is};
 use super::points::count;
@@ -20,6 +22,7 @@ pub struct Flow {
 const NEW: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear":"30"}"#;
 const RETYPED: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"12","expiryYear":"31"}"#;
 const WITH_CVV: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear":"30","cvv":"851"}"#;
+const UNKNOWN: &str = r#"{"notifyType":"PAYMENT_RESULT","result":{"resultCode":"SUCCESS","resultStatus":"S","resultMessage":"success"},"paymentRequestId":"NOBODYS","paymentId":"20269999","paymentAmount":{"currency":"EUR","value":"100"}}"#;
 const PATCH: &str = r#"{"expiryMonth":"12","expiryYear":"31"}"#;
 
 /// Every flow.
@@ -190,6 +193,55 @@ pub const FLOWS: &[Flow] = &[
         again: |s, id| {
             s.deliver(0, 0, false, false);
             paid_again(s, id)
+        },
+    },
+    Flow {
+        name: "be notified of an unknown payment",
+        prepare: |_| UNKNOWN.to_owned(),
+        start: |s, body| s.deliver_text(0, body, false, false),
+        again: |s, body| {
+            s.deliver_text(0, body, false, false);
+            Vec::new()
+        },
+    },
+    Flow {
+        name: "ask after a payment",
+        prepare: |s| unclear(s, Kind::Reference, is_answer),
+        start: |s, id| {
+            s.ask(0, "GET", &format!("/v1/payments/{id}?refresh=true"), "", Ask::Other);
+        },
+        again: paid_again,
+    },
+    Flow {
+        name: "number the events",
+        prepare: |s| {
+            // Time begins anew in each run, and the lease of a process that died in the run before would last.
+            let ended = s.ground.look(async |db| db.execute("DELETE FROM leases", &[]).await);
+            ended.expect("leases");
+            made(s, NEW)
+        },
+        start: |s, _| {
+            let vault = s.process(0).vault.clone();
+            s.begin(0, "numbers the events", async move {
+                let mut sequencer =
+                    Sequencer::new(vault.db.clone(), vault.instance.clone(), vault.clock.clone());
+                // What fails is numbered in a later turn.
+                let _ = sequencer.run_once().await;
+            });
+        },
+        again: |s, _| {
+            s.sequence();
+            let left =
+                count(s, "SELECT count(*) AS many FROM events WHERE merchant = $1 AND position IS NULL");
+            let twice = count(
+                s,
+                "SELECT count(*) - count(DISTINCT position) AS many FROM events WHERE merchant = $1",
+            );
+            if (left, twice) == (0, 0) {
+                Vec::new()
+            } else {
+                vec![format!("{left} have no number, {twice} the same")]
+            }
         },
     },
     Flow {

@@ -220,11 +220,6 @@ impl Process {
         self.warm.runtime.spawn(work);
     }
 
-    /// The same database and gates, for work beside the vault.
-    pub fn db(&self) -> Db {
-        self.vault.db.clone()
-    }
-
     /// As [`Self::reconcile`], to its end; tells how much there was.
     pub fn reconcile_now(&self) -> usize {
         self.warm.runtime.block_on(self.vault.reconcile_once(50)).expect("a turn")

@@ -72,6 +72,8 @@ fn points_of(ground: &mut Ground, flow: &Flow) -> Vec<What> {
     let (mut simulation, _) = begin(ground, flow);
     let passed = walk(&mut simulation, usize::MAX);
     simulation.calm_down();
+    // Whoever numbers events numbers all there are.
+    simulation.sequence();
     simulation.end();
     passed
 }
