@@ -346,10 +346,9 @@ both_engines! {
         let vault = start(&db).await;
         let checkout = vault.client("checkout");
         let pans: Vec<String> = (0..CARDS).map(|_| fresh_pan()).collect();
-        let mut ids = Vec::new();
         for pan in &pans {
             let body = json!({ "cardNo": pan, "expiryMonth": "12", "expiryYear": "29", "referenceBuyerId": "test12345678" });
-            ids.push(checkout.post("/v1/cards", &body.to_string()).await.expect(201).text_at("/cardId"));
+            checkout.post("/v1/cards", &body.to_string()).await.expect(201);
         }
         sql::execute(&db, &format!("UPDATE cards SET typed_at = typed_at - {}", 721 * HOUR_MS)).await;
         let mut payments = tokio::task::JoinSet::new();
@@ -367,7 +366,7 @@ both_engines! {
         }
         let own = beside(&vault).await;
         let (run, limits) = (RunId::make().expect("entropy"), own.policy.retention);
-        let mut erased = 0;
+        let (mut erased, mut paid) = (0, 0);
         while !payments.is_empty() {
             let page = own.look_at_cards(limits, None, &Place::beginning(), 100).await.expect("a page");
             for (merchant, due) in &page.due {
@@ -382,20 +381,20 @@ both_engines! {
                     assert_eq!(vault.charges(&format!("RACE_{at}")), 0);
                     continue;
                 }
-                // On a slow machine the answer may be late.
-                let path = format!("/v1/payments/RACE_{at}?refresh=true");
-                eventually("the payment", || async {
-                    (checkout.get(&path).await.text_at("/status") == "AUTHORIZED").then_some(())
-                })
-                .await;
+                // On a slow machine the gateway's answer may be late, or the payment be given up: its agreement
+                // is judged at the end.
+                if answer.text_at("/status") != "AUTHORIZED" {
+                    continue;
+                }
+                paid += 1;
                 let (card, agreement) = (answer.text_at("/cardId"), answer.text_at("/agreementId"));
                 assert!(is_kept(&checkout, &card).await, "{at}: {card} went under its payment");
                 assert_eq!(checkout.get(&format!("/v1/agreements/{agreement}")).await.text_at("/state"), "ACTIVE");
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert!(erased > 0, "no card was erased: nothing raced");
-        assert_eq!(number(&db, "SELECT COUNT(*) FROM agreements WHERE state = 'ACTIVE' AND card_id IN \
+        assert!(erased > 0 && paid > 0, "nothing raced: {erased} erased, {paid} paid");
+        assert_eq!(number(&db, "SELECT COUNT(*) FROM agreements WHERE state <> 'ENDED' AND card_id IN \
             (SELECT card_id FROM cards WHERE erased_at IS NOT NULL)").await, 0);
         own.db.close().await;
         let secrets: Vec<&str> = pans.iter().map(String::as_str).collect();
