@@ -7,7 +7,7 @@
 //! cannot be had, or are stale, nobody new is let in, because nothing tells who is revoked.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ struct Identity {
 }
 
 impl Identity {
-    fn read(section: &str, certificate: &PathBuf, private_key: &PathBuf) -> anyhow::Result<Self> {
+    fn read(section: &str, certificate: &Path, private_key: &Path) -> anyhow::Result<Self> {
         let identity = Self {
             certificate_pem: read(certificate, &format!("{section}.certificate"))?,
             private_key: read_secret(private_key, &format!("{section}.private_key"))?,

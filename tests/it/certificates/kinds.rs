@@ -162,7 +162,7 @@ fn elements(sequence: &[u8]) -> Vec<Vec<u8>> {
         short if short < 128 => (2, usize::from(short)),
         long => {
             let count = usize::from(long & 0x7f);
-            (2 + count, bytes[2..2 + count].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+            (2 + count, bytes[2..2 + count].iter().fold(0, |sum, byte| (sum << 8) | usize::from(*byte)))
         }
     };
     let (start, length) = header(sequence);

@@ -1,7 +1,7 @@
 //! Who is let in changes while the vault runs: certificates, authorities, revocation lists and clients are
 //! taken up when their files change, on new connections and on those that are open.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cardvault::base::clock::{Clock, Millis, SystemClock};
 use cardvault::pki::{Authority, serial_of};
@@ -29,7 +29,7 @@ fn list_file(vault: &TestVault) -> PathBuf {
 }
 
 /// A whole file at once, as a careful operator puts it there.
-fn put(path: &PathBuf, bytes: &[u8]) {
+fn put(path: &Path, bytes: &[u8]) {
     let beside = path.with_extension("new");
     std::fs::write(&beside, bytes).expect("a file");
     std::fs::rename(&beside, path).expect("a file");
