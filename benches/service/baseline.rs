@@ -42,8 +42,8 @@ pub fn pgbench(
     let text = format!(
         "\\set a random(1, 9000000000000000000)\n\\set b random(1, 9000000000000000000)\n\
          INSERT INTO one_row (card_id, merchant, buyer, fingerprint, brand, bin, last4, pan, details, typed_at, \
-         version, created_at, updated_at) VALUES ('card_' || lpad(to_hex(:a), 16, '0') || lpad(to_hex(:b), 16, '0'), \
-         'acme', '', int8send(:a) || int8send(:b) || int8send(:a) || int8send(:b), 'VISA', '411111', '1111', \
+         version, created_at, updated_at) VALUES ('card_' || lpad(to_hex(:a::bigint), 16, '0') || lpad(to_hex(:b::bigint), 16, '0'), \
+         'acme', '', int8send(:a::bigint) || int8send(:b::bigint) || int8send(:a::bigint) || int8send(:b::bigint), 'VISA', '411111', '1111', \
          '\\x{}', '\\x{}', 1772366400000, 1, 1772366400000, 1772366400000);\n",
         filled(widths.pan),
         filled(widths.details),
@@ -61,7 +61,8 @@ pub fn pgbench(
     assert!(done.status.success(), "{said} {}", String::from_utf8_lossy(&done.stderr));
     let after = |begin: &str| {
         let line = said.lines().find_map(|line| line.strip_prefix(begin));
-        line.and_then(|rest| rest.trim().split(' ').next()?.parse::<f64>().ok()).expect("pgbench's figures")
+        line.and_then(|rest| rest.trim().split(' ').next()?.parse::<f64>().ok())
+            .unwrap_or_else(|| panic!("pgbench did too little; take more seconds: {said}"))
     };
     let transactions =
         said.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
@@ -73,7 +74,7 @@ pub fn pgbench(
 
 /// One INSERT a transaction on SQLite, with the settings of the vault's own database. More connections than
 /// one would only wait for one another.
-pub async fn sqlite_inserts(path: &Path, widths: Widths, time: Duration) -> f64 {
+pub async fn sqlite_inserts(path: &Path, vault_url: &str, widths: Widths, time: Duration) -> f64 {
     const INSERT: &str = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, brand, bin, last4, pan, \
          details, typed_at, version, created_at, updated_at) \
          VALUES ('card_' || hex(randomblob(16)), 'acme', '', randomblob(32), 'VISA', '411111', '1111', $1, $2, \
@@ -87,19 +88,14 @@ pub async fn sqlite_inserts(path: &Path, widths: Widths, time: Duration) -> f64 
     let mut connection = SqliteConnection::connect_with(&options).await.expect("a connection");
     let have = "SELECT COUNT(*) FROM sqlite_schema WHERE name = 'cards'";
     if sqlx::query_scalar::<_, i64>(have).fetch_one(&mut connection).await.expect("a count") == 0 {
-        for name in ["0001_cards_payments_keys", "0005_gateway_tokens", "0010_key_rotation"] {
-            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("migrations/sqlite/{name}.sql"));
-            let text = std::fs::read_to_string(file).expect("a migration");
-            // Of the later ones, what changes cards.
-            let of_cards = text.split_inclusive(';').filter(|one| {
-                let one = one.lines().filter(|line| !line.trim_start().starts_with("--"));
-                let one = one.collect::<Vec<_>>().join(" ");
-                one.contains("TABLE cards") || one.contains("ON cards")
-            });
-            for statement in of_cards {
-                let statement = AssertSqlSafe(statement.to_owned());
-                sqlx::query(statement).execute(&mut connection).await.expect("a statement");
-            }
+        // The vault's own table and its indexes, in the order in which they were made.
+        const SCHEMA: &str =
+            "SELECT sql FROM sqlite_schema WHERE tbl_name = 'cards' AND sql IS NOT NULL ORDER BY rowid";
+        let mut vault = SqliteConnection::connect(vault_url).await.expect("a connection");
+        let schema = sqlx::query_scalar::<_, String>(SCHEMA).fetch_all(&mut vault).await.expect("a schema");
+        vault.close().await.expect("close");
+        for statement in schema {
+            sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await.expect("a statement");
         }
     }
     let (pan, details) = (vec![0x5a_u8; widths.pan], vec![0x5a_u8; widths.details]);

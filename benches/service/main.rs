@@ -268,7 +268,10 @@ async fn measure_tokenise(options: &Options, ground: &Ground) {
                 pgbench_cpu.extend(alone.cpu);
                 ground.execute("TRUNCATE cards, events").await;
             } else if let Some(folder) = &ground.folder {
-                rates.push(baseline::sqlite_inserts(&folder.path().join("alone.db"), widths, time).await);
+                rates.push(
+                    baseline::sqlite_inserts(&folder.path().join("alone.db"), &ground.url, widths, time)
+                        .await,
+                );
             }
             ground.settle().await;
             let mut numbers = Numbers::new();

@@ -249,12 +249,10 @@ both_engines! {
         let pans: Vec<String> = (0..6).map(|_| fresh_pan()).collect();
         let held = Held::hold(&db).await;
         let mut calls = JoinSet::new();
-        for pan in pans.iter().chain(&pans).cloned() {
+        for pan in pans.iter().chain(&pans) {
             let caller = caller.clone();
-            calls.spawn(async move {
-                let text = body(&pan).replace("{\"cardNo\"", "{\"cvv\":\"123\",\"cardNo\"");
-                caller.post("/v1/cards", &text).await
-            });
+            let text = body(pan).replace("{\"cardNo\"", "{\"cvv\":\"123\",\"cardNo\"");
+            calls.spawn(async move { caller.post("/v1/cards", &text).await });
         }
         tokio::time::sleep(GATHER).await;
         held.release().await;
