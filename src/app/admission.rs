@@ -122,8 +122,6 @@ pub(super) struct Admission {
     rules: watch::Sender<Arc<Rules>>,
     notify: Option<watch::Sender<Arc<Rules>>>,
     seen: Vec<Stamp>,
-    /// What was wrong at the last look, so that it is told once.
-    told: Vec<String>,
     stale: bool,
     reminded: tokio::time::Instant,
     /// Changes of access that are not in the audit trail yet.
@@ -139,7 +137,14 @@ impl Admission {
         let api = Identity::read("api", certificate, private_key).context("setting up TLS for [api]")?;
         let client_ca = read(client_ca, "api.client_ca")?;
         let (lists, had) = Lists::read(crl, None);
-        let told = had.err().map(|error| vec![complain(&error)]).unwrap_or_default();
+        if let Err(error) = had {
+            let error = format!("{error:#}");
+            tracing::error!(
+                error,
+                alarm = true,
+                "revocation lists cannot be had: nobody is let in until they can"
+            );
+        }
         let tls = api
             .tls(Some(&client_ca), lists.for_new(), lists.for_open())
             .context("setting up TLS for [api]")?;
@@ -161,7 +166,6 @@ impl Admission {
             rules,
             notify,
             seen,
-            told,
             stale: false,
             reminded,
             unaudited: Vec::new(),
@@ -217,29 +221,22 @@ impl Admission {
         }
     }
 
-    /// Reads everything again where a file has changed, where something was wrong, or `anyway`.
+    /// Reads everything again where a file has changed, or `anyway`. What was wrong then waits for the next
+    /// change: every turn has all open connections held against the rules.
     fn look(&mut self, anyway: bool) {
         // Before the files are read: what changes meanwhile is seen at the next look.
         let now = stamps(&self.config);
-        let changed = now != self.seen;
-        if !changed && !anyway && self.told.is_empty() {
+        if now == self.seen && !anyway {
             return;
         }
         let faults = self.take_up();
         self.seen = now;
-        if faults.is_empty() && (changed || anyway || !self.told.is_empty()) {
+        if faults.is_empty() {
             tracing::info!("took up certificates, revocation lists and clients again");
         }
-        if changed || anyway || faults != self.told {
-            for fault in &faults {
-                tracing::error!(
-                    error = fault,
-                    alarm = true,
-                    "this was not taken up; what was before goes on"
-                );
-            }
+        for fault in &faults {
+            tracing::error!(error = fault, alarm = true, "this was not taken up; what was before goes on");
         }
-        self.told = faults;
     }
 
     /// Takes up every part that can be used, and tells what is wrong with the others.
@@ -328,13 +325,6 @@ impl Admission {
         }
         self.stale = stale;
     }
-}
-
-/// Says at the start what is wrong with the lists.
-fn complain(error: &anyhow::Error) -> String {
-    let error = format!("{error:#}");
-    tracing::error!(error, alarm = true, "revocation lists cannot be had: nobody is let in until they can");
-    error
 }
 
 fn notify_rules(section: &NotifySection) -> anyhow::Result<Rules> {
