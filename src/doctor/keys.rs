@@ -6,7 +6,7 @@ use crate::app::{gateway_keys, keks};
 use crate::base::clock::{SharedClock, SystemClock};
 use crate::config::Config;
 use crate::metrics::KeyFacts;
-use crate::ops::keys::DataKeys;
+use crate::ops::keys::{DataKeys, DataKeysError};
 use crate::store::backend::Db;
 
 use super::Line;
@@ -47,6 +47,8 @@ pub(super) async fn examine(config: &Config) -> Vec<Line> {
 async fn open(keys: &DataKeys, clock: &SharedClock) -> Vec<Line> {
     match keys.open_only().await {
         Ok(()) => {}
+        // What is wrong with the database is told where it is looked at.
+        Err(DataKeysError::Store(_)) => return Vec::new(),
         Err(error) if error.sealed().is_some() => {
             return vec![Line::warn(
                 AREA,

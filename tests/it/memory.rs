@@ -12,11 +12,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::support::vault::{Answer, TestVault, fresh_pan, typed};
 use super::support::wire::{Identity, Wire};
 use super::support::{eventually, say};
 
 const CONNECTIONS: usize = 50;
+/// Requests at once, so that a slow machine's database is not overrun.
+const AT_ONCE: usize = 8;
 const CARDS_EACH: usize = 20;
 const PAYMENTS_EACH: usize = 2;
 /// The name that stands in every request with a CVV, and in nothing else.
@@ -86,23 +90,20 @@ impl Wanted {
             if run[0] >= 16 && self.numbers.contains(&window(1, 0)) {
                 add("digits");
             }
-            // Most memory is zeros, which no number of the test is.
-            if run[1] >= 16 && *byte != 0 && self.numbers.contains(&window(1, b'0')) {
+            // All numbers here begin with 4; looking them up at every byte would take minutes.
+            if run[1] >= 16 && bytes[at - 16] == 4 && self.numbers.contains(&window(1, b'0')) {
                 add("digit values");
             }
             if wide && run[2] >= 16 && self.numbers.contains(&window(2, 0)) {
                 add("UTF-16");
             }
-            if at >= 8 && *byte != 0 {
+            if at >= 8 {
                 let eight: [u8; 8] = bytes[at - 8..at].try_into().expect("eight");
-                // All numbers begin with 4, so packed decimals do; an integer of 16 digits has a zero byte.
-                if (eight[0] >> 4 == 4 || eight[0] == 0) && self.packed.contains(&eight) {
-                    add("packed");
-                }
-            }
-            if at >= 8 && *byte == 0 {
-                let eight: [u8; 8] = bytes[at - 8..at].try_into().expect("eight");
-                if eight[6] != 0 && self.packed.contains(&eight) {
+                // As packed decimals they begin with 4; as integers of either order with 0x000E to 0x0011.
+                let [first, second, .., last_but_one, last] = eight;
+                let integer = |high: u8, next: u8| high == 0 && (0x0E..=0x11).contains(&next);
+                let may_be = first >> 4 == 4 || integer(first, second) || integer(last, last_but_one);
+                if may_be && self.packed.contains(&eight) {
                     add("packed");
                 }
             }
@@ -142,29 +143,42 @@ fn search(pid: u32, wanted: &Wanted) -> (BTreeMap<String, usize>, u64) {
     (all, read)
 }
 
-/// Asks again where the database is busy: fifty callers at once may wait for longer than a vault does.
-async fn patiently(wire: &mut Wire, path: &str, body: &str) -> Answer {
-    for _ in 0..50 {
-        let answer = wire.request("POST", path, Some(body.as_bytes())).await.expect("an answer");
-        if answer.status != 503 {
-            return answer;
+/// Asks again where the database is busy, and over a new connection where a slow machine has let the old one
+/// lie for so long that the vault has closed it.
+async fn patiently(
+    vault: &TestVault,
+    wire: &mut Wire,
+    method: &str,
+    path: &str,
+    body: Option<&str>,
+) -> Answer {
+    for _ in 0..10 {
+        match wire.request(method, path, body.map(str::as_bytes)).await {
+            Ok(answer) if answer.status != 503 => return answer,
+            Ok(_) => {}
+            Err(_) => *wire = Wire::client(vault, "checkout").await,
         }
     }
-    panic!("the database is never free");
+    panic!("the vault is never free");
 }
 
 /// The search finds what it looks for.
 #[test]
 fn a_planted_number_is_found() {
-    let pan = fresh_pan();
-    let wanted = Wanted::of(std::slice::from_ref(&pan));
+    for pan in (0..200).map(|_| fresh_pan()) {
+        plant(&pan);
+    }
+}
+
+fn plant(pan: &str) {
+    let wanted = Wanted::of(&[pan.to_owned()]);
     let digits: Vec<u8> = pan.bytes().map(|byte| byte - b'0').collect();
     let number: u64 = pan.parse().expect("a number");
     let wide: Vec<u8> = pan.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let decimal: Vec<u8> = digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
     let (le, be) = (number.to_le_bytes().to_vec(), number.to_be_bytes().to_vec());
     for (form, kind) in [
-        (pan.clone().into_bytes(), "digits"),
+        (pan.as_bytes().to_vec(), "digits"),
         (digits, "digit values"),
         (wide, "UTF-16"),
         (decimal, "packed"),
@@ -199,16 +213,19 @@ both_engines! {
         let pid = program.id();
         let vault = Arc::new(vault);
         let mut callers = tokio::task::JoinSet::new();
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
         for number in 0..CONNECTIONS {
-            let vault = vault.clone();
+            let (vault, turns) = (vault.clone(), turns.clone());
             callers.spawn(async move {
                 let mut pans = Vec::new();
                 let identity = Identity::of(&vault, "checkout");
                 let mut wire = Wire::connect(&vault, Some(&identity)).await.expect("a connection");
                 for turn in 0..CARDS_EACH {
+                    let _turn = turns.acquire().await.expect("open");
                     let pan = fresh_pan();
                     let card = format!(r#"{{"cardNo":"{pan}","expiryMonth":"12","expiryYear":"29"}}"#);
-                    patiently(&mut wire, "/v1/cards", &card).await.expect(201);
+                    let stored = patiently(&vault, &mut wire, "POST", "/v1/cards", Some(&card)).await;
+                    assert!(matches!(stored.status, 200 | 201), "{}", stored.text);
                     pans.push(pan);
                     if turn % (CARDS_EACH / PAYMENTS_EACH) == 0 {
                         let pan = fresh_pan();
@@ -217,7 +234,16 @@ both_engines! {
                         let marker = std::str::from_utf8(MARKER).expect("text");
                         let payment = payment.replace("\"Tom\"", &format!("\"{marker}\""));
                         assert!(payment.contains(marker) && payment.contains(&cvv));
-                        let answer = patiently(&mut wire, "/v1/payments", &payment).await.expect(200);
+                        let mut answer = patiently(&vault, &mut wire, "POST", "/v1/payments", Some(&payment)).await.expect(200);
+                        // A call to the gateway may be lost on a busy machine; the vault then asks by itself.
+                        for _ in 0..100 {
+                            if answer.text_at("/status") != "UNKNOWN" {
+                                break;
+                            }
+                            tokio::time::sleep(Duration::from_millis(500)).await;
+                            let path = format!("/v1/payments/MEMORY_{number}_{turn}");
+                            answer = patiently(&vault, &mut wire, "GET", &path, None).await.expect(200);
+                        }
                         assert_eq!(answer.text_at("/status"), "AUTHORIZED", "{}", answer.text);
                         pans.push(pan);
                     }
@@ -232,6 +258,8 @@ both_engines! {
         let (at_once, _) = tokio::task::block_in_place(|| search(pid, &wanted));
         tokio::time::sleep(Duration::from_secs(30)).await;
         let (left, read) = tokio::task::block_in_place(|| search(pid, &wanted));
+        program.kill().expect("killed");
+        program.wait().expect("killed");
         let total = |found: &BTreeMap<String, usize>| found.values().sum::<usize>();
         say(&format!(
             "memory, {:?}: {pans} numbers; copies right after the last answer: {}, 30 s later: {} in {} MiB",
@@ -239,8 +267,6 @@ both_engines! {
         ));
         assert!(left.is_empty(), "{left:?}; right after the last answer: {at_once:?}");
         drop(open);
-        program.kill().expect("killed");
-        program.wait().expect("killed");
         let vault = Arc::into_inner(vault).expect("all callers are gone");
         vault.finish(&[]).await;
     }
