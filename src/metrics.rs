@@ -139,11 +139,17 @@ pub struct Metrics {
     pool_most: Family<PoolName, Gauge>,
     cvv_slots: Gauge,
     handshakes_refused: Family<Handshake, Counter>,
+    paced: Family<Limit, Counter>,
     connections: Family<ListenerName, Gauge>,
     certificate_expiry: Family<Certificate, Seconds>,
     ready: Family<Check, Gauge>,
     sampled: Gauge,
     sealed: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limit {
+    limit: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -183,7 +189,8 @@ impl Metrics {
         let (key_uses, key_uses_allowed) = (Family::default(), Family::default());
         let (key_seals, key_due) = (Family::default(), Family::default());
         let (pool, pool_most, cvv_slots) = (Family::default(), Family::default(), Gauge::default());
-        let (handshakes_refused, connections) = (Family::default(), Family::default());
+        let (handshakes_refused, paced, connections) =
+            (Family::default(), Family::default(), Family::default());
         let (certificate_expiry, ready) = (Family::default(), Family::default());
         let (sampled, sealed) = (Gauge::default(), Gauge::default());
         registered! { registry:
@@ -212,6 +219,7 @@ impl Metrics {
             "database_pool_connections_max", "Most connections to the database", pool_most;
             "cvv_slots_held", "CVVs that wait in memory for their payment", cvv_slots;
             "tls_handshakes_refused", "Handshakes that failed, by reason", handshakes_refused;
+            "requests_held_back", "Requests that a client's pace did not let on, by limit", paced;
             "connections_open", "Connections that passed their handshake", connections;
             "certificate_expiry_timestamp_seconds", "When a certificate of ours expires", certificate_expiry;
             "ready", "Whether a check of readiness passes", ready;
@@ -244,6 +252,7 @@ impl Metrics {
             pool_most,
             cvv_slots,
             handshakes_refused,
+            paced,
             connections,
             certificate_expiry,
             ready,
@@ -271,7 +280,13 @@ impl Metrics {
             }
         }
         drop(self.notifications.get_or_create(&Told { kind: "unread", verdict: "forged" }));
-        drop(self.handshakes_refused.get_or_create(&Handshake { listener: "api", reason: "too slow" }));
+        for limit in ["too_many_requests", "too_many_at_once", "too_many_unknown_ids"] {
+            drop(self.paced.get_or_create(&Limit { limit }));
+        }
+        drop(
+            self.handshakes_refused
+                .get_or_create(&Handshake { listener: "api", reason: "too slow a handshake" }),
+        );
     }
 
     /// A request was answered. `route` is the template that it matched.
@@ -320,6 +335,11 @@ impl Metrics {
     /// A handshake failed.
     pub fn handshake_refused(&self, listener: &'static str, reason: &'static str) {
         self.handshakes_refused.get_or_create(&Handshake { listener, reason }).inc();
+    }
+
+    /// A client's pace did not let a request on; `limit` is the code that it was answered with.
+    pub fn held_back(&self, limit: &'static str) {
+        self.paced.get_or_create(&Limit { limit }).inc();
     }
 
     /// A connection passed its handshake; it is counted for as long as what is given lives.

@@ -25,7 +25,7 @@ use crate::model::audit::{Actor, Entry};
 use crate::ops::{Vault, audit};
 
 use super::stamp::{Stamp, stamp};
-use super::{read, read_secret};
+use super::{read, read_secret, tell_expiries};
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -199,7 +199,11 @@ impl Admission {
                 () = told(&mut hangup) => true,
                 () = tokio::time::sleep(LOOK) => false,
             };
-            self.look(anyway);
+            if self.look(anyway)
+                && let Err(error) = tell_expiries(&self.config, &vault.metrics)
+            {
+                tracing::warn!(error = format!("{error:#}"), "when certificates expire cannot be told");
+            }
             self.watch_lists(&vault);
             self.record(&vault).await;
         }
@@ -222,12 +226,12 @@ impl Admission {
     }
 
     /// Reads everything again where a file has changed, or `anyway`. What was wrong then waits for the next
-    /// change: every turn has all open connections held against the rules.
-    fn look(&mut self, anyway: bool) {
+    /// change: every turn has all open connections held against the rules. Tells whether anything was read.
+    fn look(&mut self, anyway: bool) -> bool {
         // Before the files are read: what changes meanwhile is seen at the next look.
         let now = stamps(&self.config);
         if now == self.seen && !anyway {
-            return;
+            return false;
         }
         let faults = self.take_up();
         self.seen = now;
@@ -237,6 +241,7 @@ impl Admission {
         for fault in &faults {
             tracing::error!(error = fault, alarm = true, "this was not taken up; what was before goes on");
         }
+        true
     }
 
     /// Takes up every part that can be used, and tells what is wrong with the others.

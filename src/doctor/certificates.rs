@@ -6,13 +6,15 @@ use crate::app::{read, read_secret};
 use crate::base::clock::{Clock, Millis, SystemClock};
 use crate::config::Config;
 use crate::http::peer::not_after;
-use crate::http::tls::{ServerTls, server_config};
+use crate::http::tls::{RevocationLists, ServerTls, server_config};
 
 use super::Line;
 
 const AREA: &str = "certificates";
 /// From so many days on an expiry is warned of.
 const SOON_DAYS: i64 = 30;
+/// A revocation list that is stale in less than this is warned of.
+const SOON_HOURS: i64 = 12;
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
 pub(super) fn examine(config: &Config) -> Vec<Line> {
@@ -41,7 +43,27 @@ pub(super) fn examine(config: &Config) -> Vec<Line> {
             ),
         });
     }
+    lines.extend(config.api.crl.iter().map(|path| revocation_list(path, now)));
     lines
+}
+
+/// A list past its next update lets nobody in whom it is about.
+fn revocation_list(path: &Path, now: Millis) -> Line {
+    const MEND: &str = "have the authority's newest list put there, by a job that runs well within its time";
+    let name = path.display();
+    let read = read(path, "api.crl").ok().and_then(|file| RevocationLists::read(&[file]).ok());
+    let Some(lists) = read else {
+        return Line::fail(AREA, format!("api.crl: no revocation list can be read from {name}"), MEND);
+    };
+    let (end, hours) =
+        (lists.next_update().rfc3339(), (lists.next_update().0.saturating_sub(now.0)) / (3600 * 1000));
+    match lists.next_update() {
+        end_at if end_at <= now => Line::fail(AREA, format!("api.crl: {name} is stale since {end}"), MEND),
+        _ if hours < SOON_HOURS => {
+            Line::warn(AREA, format!("api.crl: {name} is stale in {hours} hours, at {end}"), MEND)
+        }
+        _ => Line::pass(AREA, format!("api.crl: {name} is good until {end}")),
+    }
 }
 
 fn listener(name: &str, certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Line {
@@ -82,6 +104,22 @@ fn judge(key: &str, expires: Millis, now: Millis) -> Line {
 mod tests {
     use super::*;
     use crate::doctor::Verdict;
+
+    #[test]
+    fn a_revocation_list_is_judged_by_its_next_update() {
+        let now = SystemClock.now();
+        let ca = crate::pki::Authority::make("a test", now).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.pem");
+        let judged = |at: Millis| revocation_list(&path, at).verdict;
+        assert_eq!(judged(now), Verdict::Fail, "it is missing");
+        std::fs::write(&path, ca.revocation_list(&[], now, 7).unwrap()).unwrap();
+        for (hours, verdict) in [(0, Verdict::Pass), (6 * 24 + 13, Verdict::Warn), (8 * 24, Verdict::Fail)] {
+            assert_eq!(judged(Millis(now.0 + hours * 3600 * 1000)), verdict, "{hours}");
+        }
+        std::fs::write(&path, "no list").unwrap();
+        assert_eq!(judged(now), Verdict::Fail);
+    }
 
     #[test]
     fn an_expiry_is_warned_of_before_it_comes() {
