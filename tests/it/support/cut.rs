@@ -205,13 +205,15 @@ impl Client {
     }
 }
 
-/// Verb and table of a statement that writes.
+/// Verb and table of a statement that writes, also where it begins with the rows that it is given.
 fn written(sql: &str) -> Option<String> {
-    let words: Vec<&str> = sql.split_whitespace().take(3).collect();
-    let table = match words.first()?.to_ascii_uppercase().as_str() {
-        "INSERT" | "DELETE" => words.get(2)?,
-        "UPDATE" => words.get(1)?,
+    let words: Vec<&str> = sql.split_whitespace().collect();
+    let begins = |word: &&str| matches!(*word, "INSERT" | "DELETE" | "UPDATE");
+    let verb = match *words.first()? {
+        "WITH" => words.iter().position(|word| begins(&word))?,
+        first if begins(&first) => 0,
         _ => return None,
     };
-    Some(format!("{} {}", words[0].to_ascii_uppercase(), table.split('(').next()?))
+    let table = words.get(if words[verb] == "UPDATE" { verb + 1 } else { verb + 2 })?;
+    Some(format!("{} {}", words[verb], table.split('(').next()?))
 }
