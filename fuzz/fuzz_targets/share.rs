@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use cardvault::base::secret::SecretText;
 use cardvault::crypto::kek::SoftKek;
-use cardvault::crypto::kek::shares::{self, Share, Split};
+use cardvault::crypto::kek::file::Split;
+use cardvault::crypto::kek::shares::{self, Share};
 use libfuzzer_sys::fuzz_target;
 
 static GROUND: LazyLock<(SoftKek, Split, Vec<Share>)> = LazyLock::new(|| {
