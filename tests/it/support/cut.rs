@@ -208,10 +208,10 @@ impl Client {
 /// Verb and table of a statement that writes, also where it begins with the rows that it is given.
 fn written(sql: &str) -> Option<String> {
     let words: Vec<&str> = sql.split_whitespace().collect();
-    let begins = |word: &&str| matches!(*word, "INSERT" | "DELETE" | "UPDATE");
+    let begins = |word: &str| matches!(word, "INSERT" | "DELETE" | "UPDATE");
     let verb = match *words.first()? {
-        "WITH" => words.iter().position(|word| begins(&word))?,
-        first if begins(&first) => 0,
+        "WITH" => words.iter().position(|word| begins(word))?,
+        first if begins(first) => 0,
         _ => return None,
     };
     let table = words.get(if words[verb] == "UPDATE" { verb + 1 } else { verb + 2 })?;
