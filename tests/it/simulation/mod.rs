@@ -30,7 +30,7 @@ use super::support::{left_out, postgres, say};
 /// How many seeds the tests run; `CARDVAULT_SIM_SEEDS` says otherwise. On PostgreSQL each takes several times
 /// as long, for the connections of processes that come and go.
 const SQLITE_SEEDS: u64 = 2_000;
-const POSTGRES_SEEDS: u64 = 200;
+const POSTGRES_SEEDS: u64 = 100;
 
 /// How many run at once, each on a database of its own: much of their time is waiting.
 const THREADS: usize = 2;
