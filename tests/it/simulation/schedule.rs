@@ -698,9 +698,10 @@ impl<'g> Simulation<'g> {
                 self.start(slot);
             }
         }
-        self.release_all(|_| false);
         let end = self.world.lock().now + 40 * 60_000;
         for turn in 0.. {
+            // What was on its way to a gate when the calm came stands there now.
+            self.release_all(|_| false);
             let (undecided, operations) = self.model.undecided();
             for id in &undecided {
                 self.model.decide(id);
