@@ -42,7 +42,7 @@ fn cannot(error: &StoreError) -> Line {
 
 async fn sqlite(config: &Config, db: &Db) -> Vec<Line> {
     let mut lines = Vec::new();
-    match facts::sqlite_version(db).await {
+    match db.sqlite_version().await {
         Ok(version) => lines.push(Line::pass(AREA, format!("SQLite {version}; every connection of the vault sets synchronous=FULL, secure_delete and foreign_keys"))),
         Err(error) => return vec![cannot(&error)],
     }
@@ -82,18 +82,18 @@ async fn postgres(db: &Db) -> Vec<Line> {
 
 async fn schema(db: &Db) -> Line {
     match migrate::differing(db).await {
-        Ok((missing, unknown)) if missing.is_empty() && unknown.is_empty() => {
+        Ok(Some((missing, unknown))) if missing.is_empty() && unknown.is_empty() => {
             Line::pass(AREA, "the schema is up to date")
         }
-        Ok((missing, _)) if !missing.is_empty() => {
+        Ok(Some((missing, _))) if !missing.is_empty() => {
             Line::fail(AREA, format!("migrations are missing: {missing:?}"), "cardvault migrate")
         }
-        Ok((_, unknown)) => Line::warn(
+        Ok(Some((_, unknown))) => Line::warn(
             AREA,
             format!("the schema is of a newer program: {unknown:?}"),
             "bring this program up to date",
         ),
-        Err(_) => Line::fail(AREA, "there is no schema yet", "cardvault migrate"),
+        Ok(None) | Err(_) => Line::fail(AREA, "there is no schema yet", "cardvault migrate"),
     }
 }
 

@@ -323,9 +323,14 @@ impl Db {
         Ok(db)
     }
 
-    async fn check_sqlite_version(&self) -> Result<(), StoreError> {
+    /// The version of SQLite.
+    pub async fn sqlite_version(&self) -> Result<String, StoreError> {
         let row = self.find("SELECT sqlite_version() AS version", &[]).await?.ok_or(StoreError::Damaged)?;
-        let version = row.text("version")?;
+        row.text("version")
+    }
+
+    async fn check_sqlite_version(&self) -> Result<(), StoreError> {
+        let version = self.sqlite_version().await?;
         let parts: Vec<u32> = version.split('.').filter_map(|part| part.parse().ok()).collect();
         if parts.as_slice() < [3, 51, 3].as_slice() { Err(StoreError::OldSqlite(version)) } else { Ok(()) }
     }

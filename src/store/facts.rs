@@ -3,12 +3,6 @@
 use super::backend::{Db, StoreError};
 use crate::base::clock::Millis;
 
-/// The version of SQLite.
-pub async fn sqlite_version(db: &Db) -> Result<String, StoreError> {
-    let row = db.find("SELECT sqlite_version() AS version", &[]).await?.ok_or(StoreError::Damaged)?;
-    row.text("version")
-}
-
 /// What PostgreSQL says of this connection, its role, and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Postgres {

@@ -72,19 +72,18 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
     ),
 ];
 
+/// Numbers of the migrations that the database has not had yet, and of those that this program does not know;
+/// none where there is no schema.
+pub async fn differing(db: &Db) -> Result<Option<(Vec<i64>, Vec<i64>)>, StoreError> {
+    let Some(made) = made(db).await? else { return Ok(None) };
+    let known: Vec<i64> = MIGRATIONS.iter().map(|(number, ..)| *number).collect();
+    let missing = known.iter().filter(|number| !made.contains_key(number)).copied().collect();
+    Ok(Some((missing, made.into_keys().filter(|number| !known.contains(number)).collect())))
+}
+
 /// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock. Where nothing is to be
 /// done, nothing is tried either, so a role that may not change the schema can serve with it; and so can a
 /// server that is older than the schema.
-/// Numbers of the migrations that the database has not had yet, or that this program does not know.
-pub async fn differing(db: &Db) -> Result<(Vec<i64>, Vec<i64>), StoreError> {
-    let rows = db.list("SELECT version FROM _sqlx_migrations WHERE success ORDER BY version", &[]).await?;
-    let had = rows.iter().map(|row| row.int("version")).collect::<Result<Vec<_>, _>>()?;
-    let known: Vec<i64> = MIGRATIONS.iter().map(|(number, ..)| *number).collect();
-    let missing = known.iter().filter(|number| !had.contains(number)).copied().collect();
-    Ok((missing, had.into_iter().filter(|number| !known.contains(number)).collect()))
-}
-
-/// Brings the schema up to date. Safe to run twice at once: the migrator takes a lock.
 pub async fn run(db: &Db) -> Result<(), StoreError> {
     let migrator = migrator(db);
     if is_current(db, &migrator).await? {
@@ -121,6 +120,16 @@ fn migrator(db: &Db) -> Migrator {
 
 /// Whether each migration was made, to its end and with the text that it has here.
 async fn is_current(db: &Db, migrator: &Migrator) -> Result<bool, StoreError> {
+    let Some(made) = made(db).await? else { return Ok(false) };
+    let is_made = |migration: &Migration| {
+        made.get(&migration.version).is_some_and(|checksum| **checksum == *migration.checksum)
+    };
+    Ok(migrator.migrations.iter().all(is_made))
+}
+
+/// The migrations that were made to their end, by number, with what their texts came to; none where there is
+/// no schema.
+async fn made(db: &Db) -> Result<Option<BTreeMap<i64, Vec<u8>>>, StoreError> {
     let there = match db.is_sqlite() {
         true => "SELECT name FROM sqlite_master WHERE name = '_sqlx_migrations'",
         false => {
@@ -129,17 +138,13 @@ async fn is_current(db: &Db, migrator: &Migrator) -> Result<bool, StoreError> {
         }
     };
     if db.find(there, &[]).await?.is_none() {
-        return Ok(false);
+        return Ok(None);
     }
-    let made = db.list("SELECT version, checksum FROM _sqlx_migrations WHERE success", &[]).await?;
-    let made = made
-        .iter()
+    let rows = db.list("SELECT version, checksum FROM _sqlx_migrations WHERE success", &[]).await?;
+    rows.iter()
         .map(|row| Ok((row.int("version")?, row.bytes("checksum")?)))
-        .collect::<Result<BTreeMap<_, _>, StoreError>>()?;
-    let is_made = |migration: &Migration| {
-        made.get(&migration.version).is_some_and(|checksum| **checksum == *migration.checksum)
-    };
-    Ok(migrator.migrations.iter().all(is_made))
+        .collect::<Result<_, _>>()
+        .map(Some)
 }
 
 /// PostgreSQL's insufficient_privilege.
