@@ -38,6 +38,18 @@ pub enum JsonFaultKind {
     Nul,
 }
 
+impl JsonFaultKind {
+    /// Its stable code, listed in `docs/errors.md`.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Syntax => "malformed_json",
+            Self::Duplicate => "duplicate_member",
+            Self::Depth => "too_deep",
+            Self::Nul => "nul_character",
+        }
+    }
+}
+
 /// Checks a whole text. `known` says which member names may be repeated in a pointer.
 pub fn check(text: &str, known: &dyn Fn(&str) -> bool) -> Result<(), JsonFault> {
     let trail = RefCell::new(Trail { known, steps: Vec::new(), fault: None });

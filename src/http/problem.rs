@@ -165,7 +165,7 @@ impl From<JsonFault> for Problem {
             JsonFaultKind::Depth => TOO_DEEP,
             JsonFaultKind::Nul => NUL_CHARACTER,
         };
-        Self::with(kind, vec![FieldFault { pointer: fault.pointer.into(), code: kind.code }])
+        Self::with(kind, vec![FieldFault { pointer: fault.pointer.into(), code: fault.kind.code() }])
     }
 }
 
@@ -246,5 +246,15 @@ mod tests {
         codes.sort_unstable();
         codes.dedup();
         assert_eq!(codes.len(), ALL.len());
+    }
+
+    #[test]
+    fn a_fault_of_json_has_the_code_of_its_problem() {
+        for kind in
+            [JsonFaultKind::Syntax, JsonFaultKind::Duplicate, JsonFaultKind::Depth, JsonFaultKind::Nul]
+        {
+            let problem = Problem::from(JsonFault { kind, pointer: String::new() });
+            assert_eq!(problem.code(), kind.code());
+        }
     }
 }

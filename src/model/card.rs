@@ -287,19 +287,14 @@ pub struct TypedCard {
     pub buyer: Option<BuyerId>,
 }
 
+/// The members of a new card.
+pub const NEW_CARD: &[&str] =
+    &["cardNo", "expiryMonth", "expiryYear", "cvv", "cardholderName", "billingAddress", "referenceBuyerId"];
+
 /// Reads the body of `POST /v1/cards`.
 pub fn read_new_card(object: &Object<'_>, now: Millis) -> Result<(TypedCard, Option<Cvv>), Vec<FieldFault>> {
-    const KNOWN: &[&str] = &[
-        "cardNo",
-        "expiryMonth",
-        "expiryYear",
-        "cvv",
-        "cardholderName",
-        "billingAddress",
-        "referenceBuyerId",
-    ];
     let mut reader = CardReader::new(object, "");
-    reader.refuse_unknown(KNOWN);
+    reader.refuse_unknown(NEW_CARD);
     let (pan, expiry) = (reader.pan(), reader.expiry(now));
     let (name, address) = (reader.name(), reader.address(true));
     let (cvv, buyer) = (reader.cvv(), reader.buyer());

@@ -9,7 +9,7 @@ use crate::base::fault::FieldFault;
 use crate::base::json::{self, JsonFaultKind, Object};
 
 use super::agreement::{Brought, read_brought};
-use super::card::{CardReader, Details, TypedCard};
+use super::card::{CardReader, Details, NEW_CARD, TypedCard};
 use super::vocabulary;
 
 /// Most agreements of one card.
@@ -30,32 +30,15 @@ pub struct ImportLine {
 /// A line that is longer than a request may be.
 pub const TOO_LARGE: FieldFault = FieldFault::at("", "body_too_large");
 /// A line that is not one JSON value in UTF-8.
-pub const MALFORMED: FieldFault = FieldFault::at("", "malformed_json");
+pub const MALFORMED: FieldFault = FieldFault::at("", JsonFaultKind::Syntax.code());
 
 /// Reads a line; what is refused says where and why, and nothing of the line.
 pub fn read_line(text: &str, now: Millis) -> Result<ImportLine, Vec<FieldFault>> {
-    json::check(text, &vocabulary::is_known).map_err(|fault| {
-        let code = match fault.kind {
-            JsonFaultKind::Syntax => "malformed_json",
-            JsonFaultKind::Duplicate => "duplicate_member",
-            JsonFaultKind::Depth => "too_deep",
-            JsonFaultKind::Nul => "nul_character",
-        };
-        vec![FieldFault { pointer: fault.pointer.into(), code }]
-    })?;
+    json::check(text, &vocabulary::is_known)
+        .map_err(|fault| vec![FieldFault { pointer: fault.pointer.into(), code: fault.kind.code() }])?;
     let object = Object::parse(text).ok_or_else(|| vec![FieldFault::at("", "invalid_type")])?;
     let mut reader = CardReader::new(&object, "");
-    reader.refuse_unknown(&[
-        "externalId",
-        "cardNo",
-        "expiryMonth",
-        "expiryYear",
-        "cvv",
-        "cardholderName",
-        "billingAddress",
-        "referenceBuyerId",
-        "agreements",
-    ]);
+    reader.refuse_unknown(&[NEW_CARD, &["externalId", "agreements"]].concat());
     if object.get("cvv").is_some() {
         // It may be kept nowhere, so no vault can have one to give.
         reader.fault("cvv", "cvv_present");
