@@ -11,6 +11,8 @@ use crate::ops::audit::checkpoint;
 use crate::ops::error::OpError;
 use crate::store::leases;
 
+use super::{give_back, pause};
+
 /// The lease's name.
 const LEASE: &str = "checkpoint";
 /// How often a checkpoint is made.
@@ -31,14 +33,9 @@ pub(super) async fn run(vault: Arc<Vault>, mut stopping: watch::Receiver<bool>) 
         if stop {
             break;
         }
-        tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => {}
-            () = tokio::time::sleep(EVERY) => {}
-        }
+        pause(&mut stopping, EVERY).await;
     }
-    if let Err(error) = leases::release(&vault.db, LEASE, &vault.instance).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the checkpoint lease was not given back");
-    }
+    give_back(&vault, LEASE).await;
 }
 
 async fn turn(vault: &Vault) -> Result<(), OpError> {

@@ -10,6 +10,8 @@ use crate::ops::Vault;
 use crate::ops::error::OpError;
 use crate::store::leases;
 
+use super::{give_back, pause};
+
 /// The lease's name.
 const LEASE: &str = "housekeeping";
 /// How often a turn is taken.
@@ -29,14 +31,9 @@ pub(super) async fn run(vault: Arc<Vault>, mut stopping: watch::Receiver<bool>) 
                 tracing::warn!(error = &error as &dyn std::error::Error, "housekeeping failed");
             }
         }
-        tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => {}
-            () = tokio::time::sleep(EVERY) => {}
-        }
+        pause(&mut stopping, EVERY).await;
     }
-    if let Err(error) = leases::release(&vault.db, LEASE, &vault.instance).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the housekeeping lease was not given back");
-    }
+    give_back(&vault, LEASE).await;
 }
 
 /// One turn; gives the card after which the next one goes on.

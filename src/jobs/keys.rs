@@ -11,6 +11,8 @@ use crate::base::ids::KekId;
 use crate::ops::Vault;
 use crate::ops::error::OpError;
 
+use super::pause;
+
 /// How often changes are looked for.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often the process says that it is alive, and reports uses; a silence of 30 seconds is death.
@@ -79,10 +81,7 @@ pub(super) async fn run(vault: Arc<Vault>, mut stopping: watch::Receiver<bool>) 
             _ => {}
         }
         failing = turn.is_err();
-        tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => {}
-            () = tokio::time::sleep(LOOK) => {}
-        }
+        pause(&mut stopping, LOOK).await;
     }
     for done in [vault.keys.report_uses().await, vault.keys.leave(&vault.instance).await] {
         if let Err(error) = done {

@@ -9,11 +9,13 @@ pub mod sequence;
 mod settle;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::ops::Vault;
+use crate::store::leases;
 
 /// The running jobs of a process.
 pub struct Jobs {
@@ -55,6 +57,21 @@ impl Jobs {
 
 async fn audit_reads(vault: Arc<Vault>, stopping: watch::Receiver<bool>) {
     vault.audit.write_reads(&vault.db, &vault.keys, stopping).await;
+}
+
+/// Waits for a pause between two turns, or until told to stop.
+async fn pause(stopping: &mut watch::Receiver<bool>, time: Duration) {
+    tokio::select! {
+        _ = stopping.wait_for(|stop| *stop) => {}
+        () = tokio::time::sleep(time) => {}
+    }
+}
+
+/// Gives a lease back, so that another process goes on at once.
+async fn give_back(vault: &Vault, lease: &'static str) {
+    if let Err(error) = leases::release(&vault.db, lease, &vault.instance).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "the {lease} lease was not given back");
+    }
 }
 
 async fn ended(name: &'static str, job: JoinHandle<()>) {

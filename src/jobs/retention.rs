@@ -13,6 +13,8 @@ use crate::ops::retention::BATCH;
 use crate::store::leases;
 use crate::store::retention::Place;
 
+use super::{give_back, pause};
+
 /// The lease's name.
 const LEASE: &str = "retention";
 /// The pause between two passes.
@@ -33,14 +35,9 @@ pub(super) async fn run(vault: Arc<Vault>, mut stopping: watch::Receiver<bool>) 
                 "cards whose time is over could not be erased"
             );
         }
-        tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => {}
-            () = tokio::time::sleep(EVERY) => {}
-        }
+        pause(&mut stopping, EVERY).await;
     }
-    if let Err(error) = leases::release(&vault.db, LEASE, &vault.instance).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "the retention lease was not given back");
-    }
+    give_back(&vault, LEASE).await;
 }
 
 async fn pass(vault: &Vault, stopping: &watch::Receiver<bool>) -> Result<(), OpError> {

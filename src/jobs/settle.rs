@@ -9,6 +9,8 @@ use tokio::task::JoinSet;
 
 use crate::ops::Vault;
 
+use super::pause;
+
 /// How often it is looked for what is due.
 const LOOK: Duration = Duration::from_millis(500);
 /// Most looks at once.
@@ -36,10 +38,7 @@ pub(super) async fn run(vault: Arc<Vault>, mut stopping: watch::Receiver<bool>) 
             let vault = Arc::clone(&vault);
             looks.spawn(async move { vault.look_after(due).await });
         }
-        tokio::select! {
-            _ = stopping.wait_for(|stop| *stop) => {}
-            () = tokio::time::sleep(if failing { PAUSE } else { LOOK }) => {}
-        }
+        pause(&mut stopping, if failing { PAUSE } else { LOOK }).await;
     }
     while looks.join_next().await.is_some() {}
 }
