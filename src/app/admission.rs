@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::base::ids::GatewayAccount;
@@ -24,11 +23,9 @@ use crate::model::access::Client;
 use crate::model::audit::{Actor, Entry};
 use crate::ops::{Vault, audit};
 
-use super::stamp::{Stamp, stamp};
+use super::stamp::{Looks, Stamp, stamp};
 use super::{read, read_secret, tell_expiries};
 
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
 /// How often it is told again that something is wrong.
 const REMIND: Duration = Duration::from_secs(600);
 /// The hindrance that readiness tells of.
@@ -189,16 +186,10 @@ impl Admission {
 
     /// Runs until it is aborted.
     pub(super) async fn run(mut self, vault: Arc<Vault>) {
-        let mut hangup = signal(SignalKind::hangup()).ok();
-        if hangup.is_none() {
-            tracing::warn!("SIGHUP cannot be listened to; certificates and clients follow their files");
-        }
+        let mut looks = Looks::new("certificates and clients");
         self.watch_lists(&vault);
         loop {
-            let anyway = tokio::select! {
-                () = told(&mut hangup) => true,
-                () = tokio::time::sleep(LOOK) => false,
-            };
+            let anyway = looks.next().await;
             if self.look(anyway)
                 && let Err(error) = tell_expiries(&self.config, &vault.metrics)
             {
@@ -337,17 +328,6 @@ fn notify_rules(section: &NotifySection) -> anyhow::Result<Rules> {
         .and_then(|identity| identity.tls(None, Revocation::Unchecked, Revocation::Unchecked))
         .context("setting up TLS for [notify]")?;
     Ok(Rules { tls, clients: Vec::new().into() })
-}
-
-async fn told(hangup: &mut Option<Signal>) {
-    match hangup {
-        Some(hangup) => {
-            if hangup.recv().await.is_none() {
-                std::future::pending::<()>().await;
-            }
-        }
-        None => std::future::pending().await,
-    }
 }
 
 fn stamps(config: &Config) -> Vec<Stamp> {

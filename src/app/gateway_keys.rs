@@ -4,21 +4,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{self, Config, GatewaySection};
 use crate::gateway::antom::client::Client;
 use crate::gateway::antom::sign::SigningKey;
 use crate::gateway::antom::verify::Verifier;
 
-use super::stamp::{Stamp, stamp};
+use super::stamp::{Looks, Stamp, stamp};
 use super::{read, read_secret};
-
-/// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The keys that a section of the configuration names.
 pub(super) fn load(section: &GatewaySection) -> anyhow::Result<(SigningKey, Verifier)> {
@@ -99,20 +94,10 @@ impl Watch {
 
     /// Runs until it is aborted.
     pub(super) async fn run(mut self) {
-        let Ok(mut hangup) = signal(SignalKind::hangup()) else {
-            tracing::warn!(
-                "SIGHUP cannot be listened to; keys of gateways are taken up when their files change"
-            );
-            loop {
-                tokio::time::sleep(LOOK).await;
-                self.look(false);
-            }
-        };
+        let mut looks = Looks::new("keys of gateways");
         loop {
-            tokio::select! {
-                _ = hangup.recv() => self.look(true),
-                () = tokio::time::sleep(LOOK) => self.look(false),
-            }
+            let anyway = looks.next().await;
+            self.look(anyway);
         }
     }
 
