@@ -14,6 +14,7 @@ pub mod import;
 pub mod keys;
 pub mod notifications;
 pub mod operations;
+pub mod patience;
 pub mod payments;
 pub mod readiness;
 pub mod retention;

@@ -22,6 +22,7 @@ use crate::ops::Vault;
 use crate::ops::audit::{acting, actor};
 use crate::ops::error::OpError;
 use crate::ops::import::{Importer, Numbered, Taken};
+use crate::ops::patience::patiently;
 
 use super::super::keys::{Common, opened_to_seal};
 use super::super::told_to_stop;
@@ -29,7 +30,7 @@ use super::checkpoint::{Checkpoint, Counts};
 use super::lines::{Line, Lines};
 use super::progress::{Shown, Step};
 use super::purge::is_told;
-use super::{AGAIN, Patience, REPORT_USES, merchant, patiently, recorded, vault};
+use super::{REPORT_USES, merchant, recorded, vault};
 
 /// Refused lines that are told on the terminal where no file takes them.
 const TOLD: u64 = 20;
@@ -392,7 +393,7 @@ async fn import(
         }
         shown.step(&done.step());
         if !args.dry_run && reported.elapsed() >= REPORT_USES {
-            patiently(async || vault.keys.report_uses().await).await?;
+            patiently(|| vault.keys.report_uses()).await?;
             reported = tokio::time::Instant::now();
         }
         if is_told(&mut stop, pause).await {
@@ -438,17 +439,11 @@ async fn store(
 }
 
 async fn store_batch(vault: &Vault, importer: &Importer, lines: &[Numbered]) -> Result<Vec<Taken>, OpError> {
-    let patience = Patience::begin();
-    loop {
-        let stored = match vault.keys.follow().await {
-            Ok(_) => vault.import_batch(importer, lines).await,
-            Err(error) => Err(error),
-        };
-        match stored {
-            Err(error) if patience.goes_on(&error) => tokio::time::sleep(AGAIN).await,
-            done => return done,
-        }
-    }
+    patiently(|| async move {
+        vault.keys.follow().await?;
+        vault.import_batch(importer, lines).await
+    })
+    .await
 }
 
 fn write(batch: &Batch, taken: &[Taken], outputs: &mut Outputs, counts: &mut Counts) -> anyhow::Result<()> {

@@ -18,10 +18,9 @@ use crate::base::ids::Merchant;
 use crate::config::Config;
 use crate::model::audit::{Actor, Entry};
 use crate::ops::audit::{acting, origin};
-use crate::ops::error::OpError;
+use crate::ops::patience::patiently;
 use crate::ops::rotation::Admin;
 use crate::ops::{Policy, Vault};
-use crate::store::backend::StoreError;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -41,10 +40,6 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// How long a database that is busy or away is waited for.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// The pause before something is tried again.
-const AGAIN: Duration = Duration::from_millis(100);
 /// How often the uses of keys are reported.
 const REPORT_USES: Duration = Duration::from_secs(5);
 
@@ -78,9 +73,7 @@ async fn recorded<T>(
     acting(actor, async {
         let note = async |detail: &str| {
             let entry = Entry::done(action, about).with(detail);
-            patiently(async || vault.note_alone(&entry).await)
-                .await
-                .context("recording this in the audit trail")
+            patiently(|| vault.note_alone(&entry)).await.context("recording this in the audit trail")
         };
         note("begun").await?;
         let done = work.await;
@@ -99,30 +92,4 @@ async fn recorded<T>(
         Ok(done)
     })
     .await
-}
-
-/// Runs something again while the database is busy or away.
-async fn patiently<T>(work: impl AsyncFn() -> Result<T, OpError>) -> Result<T, OpError> {
-    let patience = Patience::begin();
-    loop {
-        match work().await {
-            Err(error) if patience.goes_on(&error) => tokio::time::sleep(AGAIN).await,
-            done => return done,
-        }
-    }
-}
-
-/// How long something is tried again.
-struct Patience(tokio::time::Instant);
-
-impl Patience {
-    fn begin() -> Self {
-        Self(tokio::time::Instant::now() + PATIENCE)
-    }
-
-    /// Whether it is the database that was away, and may be back soon.
-    fn goes_on(&self, error: &OpError) -> bool {
-        let OpError::Unavailable(why) = error else { return false };
-        why.downcast_ref::<StoreError>().is_some() && tokio::time::Instant::now() < self.0
-    }
 }

@@ -8,13 +8,14 @@ use anyhow::bail;
 use crate::base::ids::{Merchant, RunId};
 use crate::model::retention::{Limits, Reason};
 use crate::ops::Vault;
+use crate::ops::patience::patiently;
 use crate::ops::retention::BATCH;
 use crate::store::retention::{Place, ReportFilter};
 
 use super::super::keys::{Common, opened};
 use super::super::told_to_stop;
 use super::progress::{Shown, Step};
-use super::{REPORT_USES, merchant, patiently, recorded, report, vault};
+use super::{REPORT_USES, merchant, recorded, report, vault};
 
 /// Cards that are looked at in one query.
 const PAGE: i64 = 500;
@@ -138,12 +139,12 @@ async fn sweep(
     shown: &mut Shown,
 ) -> anyhow::Result<Counts> {
     let mut stop = std::pin::pin!(told_to_stop());
-    let of = patiently(async || vault.count_old_cards(limits, only).await).await?;
+    let of = patiently(|| vault.count_old_cards(limits, only)).await?;
     let mut counts = Counts { of, ..Counts::default() };
     let mut after = Place::beginning();
     let mut reported = tokio::time::Instant::now();
     loop {
-        let page = patiently(async || {
+        let page = patiently(|| async {
             vault.keys.follow().await?;
             vault.look_at_cards(limits, only, &after, PAGE).await
         })
@@ -155,8 +156,7 @@ async fn sweep(
             }
             for batch in cards.chunks(usize::from(args.batch).min(BATCH)) {
                 // Nothing else is polled while this runs, so no transaction is dropped half-way.
-                let gone =
-                    patiently(async || vault.erase_old_cards(run, limits, merchant, batch).await).await?;
+                let gone = patiently(|| vault.erase_old_cards(run, limits, merchant, batch)).await?;
                 gone.iter().for_each(|gone| counts.count(gone.reason));
                 shown.step(&counts.step());
                 if is_told(&mut stop, Duration::from_millis(args.pause_ms)).await {
@@ -168,7 +168,7 @@ async fn sweep(
         counts.looked += page.looked;
         shown.step(&counts.step());
         if reported.elapsed() >= REPORT_USES {
-            patiently(async || vault.keys.report_uses().await).await?;
+            patiently(|| vault.keys.report_uses()).await?;
             reported = tokio::time::Instant::now();
         }
         let Some(next) = page.next else { return Ok(counts) };

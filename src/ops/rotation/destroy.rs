@@ -17,7 +17,8 @@ use crate::store::keys::{
 };
 use crate::store::{audit, fingerprints, reseal};
 
-use super::{Admin, RotationError, patiently};
+use super::super::patience::patiently;
+use super::{Admin, RotationError};
 
 /// How long a key must have been retired: longer than a request that had taken it takes to store its row.
 pub const REST: Duration = Duration::from_secs(5);

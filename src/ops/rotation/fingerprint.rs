@@ -18,9 +18,10 @@ use crate::store::keys::{
     KeyRow, NewKey, announce_key, epoch, list_keys, promote_key, raise_epoch, wait_for_writers,
 };
 
+use super::super::patience::patiently;
 use super::dek::Rotated;
 use super::reencrypt::{Pace, Progress};
-use super::{Admin, RotationError, patiently};
+use super::{Admin, RotationError};
 
 /// Rounds until every card has its new fingerprint. After the wait for writers one is enough.
 const ROUNDS: usize = 8;

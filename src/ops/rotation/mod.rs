@@ -11,7 +11,6 @@ pub mod kek;
 pub mod reencrypt;
 pub mod status;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,13 +22,10 @@ use crate::store::replicas::{self, Replica};
 
 use super::error::OpError;
 use super::keys::{DataKeys, DataKeysError, KeyPolicy};
+use super::patience::{AGAIN, PATIENCE};
 
 /// A process that was not seen for so long is taken for dead. A server says that it is alive far more often.
 pub const LIVE: Duration = Duration::from_secs(30);
-/// How often something that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-/// How long a database that is busy or away is waited for.
-const DATABASE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Why something was not done to a key. Each says the mend; what was half done is finished by running the
 /// same again.
@@ -106,10 +102,10 @@ impl Admin {
 
     /// Takes over what changed of the keys; a database that is busy or away is waited for.
     async fn follow_patiently(&self) -> Result<(), RotationError> {
-        let end = self.clock.instant() + DATABASE_PATIENCE;
+        let end = self.clock.instant() + PATIENCE;
         loop {
             match self.keys.follow().await {
-                Err(OpError::Unavailable(_)) if self.clock.instant() < end => tokio::time::sleep(LOOK).await,
+                Err(OpError::Unavailable(_)) if self.clock.instant() < end => tokio::time::sleep(AGAIN).await,
                 done => return done.map(|_| ()).map_err(Into::into),
             }
         }
@@ -131,23 +127,7 @@ impl Admin {
             if self.clock.instant() >= end {
                 return Err(RotationError::Behind(behind.join(", ")));
             }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-}
-
-/// Runs something again while the database is busy or away.
-async fn patiently<T, F>(work: impl Fn() -> F) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let end = tokio::time::Instant::now() + DATABASE_PATIENCE;
-    loop {
-        match work().await {
-            Err(StoreError::Unavailable(_)) if tokio::time::Instant::now() < end => {
-                tokio::time::sleep(LOOK).await;
-            }
-            done => return done,
+            tokio::time::sleep(AGAIN).await;
         }
     }
 }

@@ -15,7 +15,8 @@ use crate::crypto::keyring::{DataKey, Purpose};
 use crate::store::backend::{Db, StoreError};
 use crate::store::reseal::{self, Cursor, Moved, SOURCES, SealedRow, Source};
 
-use super::{Admin, RotationError, patiently};
+use super::super::patience::patiently;
+use super::{Admin, RotationError};
 
 /// Passes over all tables until nothing is left: each finds what was stored under the old key meanwhile.
 const PASSES: usize = 16;

@@ -10,7 +10,8 @@ use crate::store::keys::{KeyRow, list_keys};
 use crate::store::replicas::Replica;
 use crate::store::{audit, fingerprints, reseal};
 
-use super::{Admin, RotationError, patiently};
+use super::super::patience::patiently;
+use super::{Admin, RotationError};
 
 /// One key.
 #[derive(Debug)]
