@@ -135,8 +135,7 @@ impl App {
             notify_url,
             ..policy
         };
-        let vault = Vault::new(db, keys, accounts, clock, policy)?.counting(Arc::clone(&metrics));
-        let vault = Arc::new(vault);
+        let vault = Arc::new(Vault::counting(db, keys, accounts, clock, policy, Arc::clone(&metrics))?);
         let bind = |key: &'static str| move || format!("binding {key}: is the port free?");
         let api = Listener::bind(config.api.listen).await.with_context(bind("api.listen"))?;
         let ops = match config.ops.listen {
@@ -145,7 +144,7 @@ impl App {
         };
         tell_expiries(config, &metrics)?;
         let drain = Duration::from_millis(config.ops.drain_ms);
-        let pace = Arc::new(Pace::new(vault.clock.instant()));
+        let pace = Arc::new(Pace::new(vault.clock.instant(), metrics.pace()));
         let router = router(Api { vault: vault.clone(), clients: admission.clients(), pace });
         let limits = Limits {
             max_connections: config.api.max_connections,

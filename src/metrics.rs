@@ -47,6 +47,8 @@ label! {
     Outcome { outcome: &'static str }
     Told { kind: &'static str, verdict: &'static str }
     Handshake { listener: &'static str, reason: &'static str }
+    Limit { limit: &'static str }
+    ListenerName { listener: &'static str }
     Key { purpose: &'static str }
     Pool { pool: &'static str, state: &'static str }
     PoolName { pool: &'static str }
@@ -74,6 +76,19 @@ pub struct AuditTally {
     pub rows: Counter,
     /// Transactions that could not be begun, written to or committed.
     pub failures: Counter,
+}
+
+/// What the pace of clients counts by itself.
+#[derive(Debug, Clone)]
+pub struct PaceTally {
+    /// Requests refused because they came too fast.
+    pub too_fast: Counter,
+    /// Requests refused because too many were under way.
+    pub too_many_at_once: Counter,
+    /// Requests of guessing clients that were refused.
+    pub guessing: Counter,
+    /// Answers about what does not exist that were held back.
+    pub held_back: Counter,
 }
 
 /// A key in use, as it stands now.
@@ -113,154 +128,103 @@ pub struct Waiting {
     pub oldest: Option<Millis>,
 }
 
-/// All metrics of one process.
-pub struct Metrics {
-    registry: Registry,
-    requests: Family<Asked, Counter>,
-    request_seconds: Latencies<Route>,
-    payments: Family<Of, Counter>,
-    payments_open: Family<Of, Gauge>,
-    payments_open_oldest: Family<Of, Seconds>,
-    gateway_calls: Family<Called, Counter>,
-    gateway_call_seconds: Latencies<Call>,
-    looks: Family<Outcome, Counter>,
-    notifications: Family<Told, Counter>,
-    events_waiting: Gauge,
-    events_oldest: Seconds,
-    audit: AuditTally,
-    checkpoint: Seconds,
-    key_age: Family<Key, Seconds>,
-    key_expiry: Family<Key, Seconds>,
-    key_uses: Family<Key, Gauge>,
-    key_uses_allowed: Family<Key, Gauge>,
-    key_seals: Family<Key, Gauge>,
-    key_due: Family<Key, Gauge>,
-    pool: Family<Pool, Gauge>,
-    pool_most: Family<PoolName, Gauge>,
-    cvv_slots: Gauge,
-    handshakes_refused: Family<Handshake, Counter>,
-    paced: Family<Limit, Counter>,
-    connections: Family<ListenerName, Gauge>,
-    certificate_expiry: Family<Certificate, Seconds>,
-    ready: Family<Check, Gauge>,
-    sampled: Gauge,
-    sealed: Gauge,
+/// The metrics, each named once: its field, what it is, the name and the words under which it is told.
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $made:expr, $name:literal, $help:literal;)+) => {
+        /// All metrics of one process.
+        pub struct Metrics {
+            registry: Registry,
+            $($field: $type,)+
+        }
+
+        impl Metrics {
+            fn registered() -> Self {
+                let mut registry = Registry::with_prefix("cardvault");
+                $(
+                    let $field: $type = $made;
+                    registry.register($name, $help, $field.clone());
+                )+
+                let build = Info::new(Build { version: env!("CARGO_PKG_VERSION") });
+                registry.register("build", "The program", build);
+                Self { registry, $($field,)+ }
+            }
+        }
+    };
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Limit {
-    limit: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ListenerName {
-    listener: &'static str,
+metrics! {
+    requests: Family<Asked, Counter> = Family::default(),
+        "requests", "Requests answered";
+    request_seconds: Latencies<Route> = Latencies::new_with_constructor(Latency),
+        "request_duration_seconds", "Time from a request's headers to its answer";
+    payments: Family<Of, Counter> = Family::default(),
+        "payments", "Payments that came to a status in this process";
+    payments_open: Family<Of, Gauge> = Family::default(),
+        "payments_open", "Payments of all processes that are UNKNOWN or PROCESSING";
+    payments_open_oldest: Family<Of, Seconds> = Family::default(),
+        "payments_open_oldest_age_seconds", "Age of the oldest of them";
+    gateway_calls: Family<Called, Counter> = Family::default(),
+        "gateway_calls", "Calls to the gateway by how they ended";
+    gateway_call_seconds: Latencies<Call> = Latencies::new_with_constructor(Latency),
+        "gateway_call_duration_seconds", "Time of a call to the gateway";
+    looks: Family<Outcome, Counter> = Family::default(),
+        "reconciler_looks", "Looks after what has no clear outcome";
+    notifications: Family<Told, Counter> = Family::default(),
+        "notifications", "Notifications of the gateway by kind and what became of them";
+    events_waiting: Gauge = Gauge::default(),
+        "events_unsequenced", "Events that are committed and not in the feed yet";
+    events_oldest: Seconds = Seconds::default(),
+        "events_unsequenced_oldest_age_seconds", "Age of the oldest of them";
+    audit_rows: Counter = Counter::default(),
+        "audit_rows", "Rows of the audit trail that this process committed";
+    audit_failures: Counter = Counter::default(),
+        "audit_append_failures", "Transactions whose audit rows could not be written";
+    checkpoint: Seconds = Seconds::default(),
+        "audit_checkpoint_timestamp_seconds",
+        "When this process last wrote a checkpoint of the audit trail; 0 for never";
+    key_age: Family<Key, Seconds> = Family::default(),
+        "key_age_seconds", "Age of the key in use";
+    key_expiry: Family<Key, Seconds> = Family::default(),
+        "key_expiry_timestamp_seconds", "When the key in use stops sealing";
+    key_uses: Family<Key, Gauge> = Family::default(),
+        "key_uses", "Records sealed and digests made with the key in use";
+    key_uses_allowed: Family<Key, Gauge> = Family::default(),
+        "key_uses_allowed", "How often the key in use may be used";
+    key_seals: Family<Key, Gauge> = Family::default(),
+        "key_seals", "Whether the key in use may still seal";
+    key_due: Family<Key, Gauge> = Family::default(),
+        "key_rotation_due", "Whether the key in use should be rotated";
+    pool: Family<Pool, Gauge> = Family::default(),
+        "database_pool_connections", "Connections to the database";
+    pool_most: Family<PoolName, Gauge> = Family::default(),
+        "database_pool_connections_max", "Most connections to the database";
+    cvv_slots: Gauge = Gauge::default(),
+        "cvv_slots_held", "CVVs that wait in memory for their payment";
+    handshakes_refused: Family<Handshake, Counter> = Family::default(),
+        "tls_handshakes_refused", "Handshakes that failed, by reason";
+    paced: Family<Limit, Counter> = Family::default(),
+        "requests_held_back", "Requests that a client's pace refused, and answers that it held back";
+    connections: Family<ListenerName, Gauge> = Family::default(),
+        "connections_open", "Connections that passed their handshake";
+    certificate_expiry: Family<Certificate, Seconds> = Family::default(),
+        "certificate_expiry_timestamp_seconds", "When a certificate of ours expires";
+    ready: Family<Check, Gauge> = Family::default(),
+        "ready", "Whether a check of readiness passes";
+    sampled: Gauge = Gauge::default(),
+        "database_sampled", "Whether the database could be asked for the metrics that come from it";
+    sealed: Gauge = Gauge::default(),
+        "sealed", "Whether the vault waits for the shares of its key-encryption key";
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("cardvault");
-        let metrics = Self::registered(&mut registry);
-        let metrics = Self { registry, ..metrics };
+        let metrics = Self::registered();
         metrics.begin_at_zero();
         metrics
     }
 }
 
-macro_rules! registered {
-    ($registry:ident: $($name:literal, $help:literal, $metric:ident;)+) => {$(
-        $registry.register($name, $help, $metric.clone());
-    )+};
-}
-
 impl Metrics {
-    fn registered(registry: &mut Registry) -> Self {
-        let requests = Family::default();
-        let request_seconds = Latencies::new_with_constructor(Latency);
-        let (payments, payments_open, payments_open_oldest) =
-            (Family::default(), Family::default(), Family::default());
-        let gateway_calls = Family::default();
-        let gateway_call_seconds = Latencies::new_with_constructor(Latency);
-        let (looks, notifications) = (Family::default(), Family::default());
-        let (events_waiting, events_oldest) = (Gauge::default(), Seconds::default());
-        let (audit, checkpoint) = (AuditTally::default(), Seconds::default());
-        let (audit_rows, audit_failures) = (audit.rows.clone(), audit.failures.clone());
-        let (key_age, key_expiry) = (Family::default(), Family::default());
-        let (key_uses, key_uses_allowed) = (Family::default(), Family::default());
-        let (key_seals, key_due) = (Family::default(), Family::default());
-        let (pool, pool_most, cvv_slots) = (Family::default(), Family::default(), Gauge::default());
-        let (handshakes_refused, paced, connections) =
-            (Family::default(), Family::default(), Family::default());
-        let (certificate_expiry, ready) = (Family::default(), Family::default());
-        let (sampled, sealed) = (Gauge::default(), Gauge::default());
-        registered! { registry:
-            "requests", "Requests answered", requests;
-            "request_duration_seconds", "Time from a request's headers to its answer", request_seconds;
-            "payments", "Payments that came to a status in this process", payments;
-            "payments_open", "Payments of all processes that are UNKNOWN or PROCESSING", payments_open;
-            "payments_open_oldest_age_seconds", "Age of the oldest of them", payments_open_oldest;
-            "gateway_calls", "Calls to the gateway by how they ended", gateway_calls;
-            "gateway_call_duration_seconds", "Time of a call to the gateway", gateway_call_seconds;
-            "reconciler_looks", "Looks after what has no clear outcome", looks;
-            "notifications", "Notifications of the gateway by kind and what became of them", notifications;
-            "events_unsequenced", "Events that are committed and not in the feed yet", events_waiting;
-            "events_unsequenced_oldest_age_seconds", "Age of the oldest of them", events_oldest;
-            "audit_rows", "Rows of the audit trail that this process committed", audit_rows;
-            "audit_append_failures", "Transactions whose audit rows could not be written", audit_failures;
-            "audit_checkpoint_timestamp_seconds",
-                "When this process last wrote a checkpoint of the audit trail; 0 for never", checkpoint;
-            "key_age_seconds", "Age of the key in use", key_age;
-            "key_expiry_timestamp_seconds", "When the key in use stops sealing", key_expiry;
-            "key_uses", "Records sealed and digests made with the key in use", key_uses;
-            "key_uses_allowed", "How often the key in use may be used", key_uses_allowed;
-            "key_seals", "Whether the key in use may still seal", key_seals;
-            "key_rotation_due", "Whether the key in use should be rotated", key_due;
-            "database_pool_connections", "Connections to the database", pool;
-            "database_pool_connections_max", "Most connections to the database", pool_most;
-            "cvv_slots_held", "CVVs that wait in memory for their payment", cvv_slots;
-            "tls_handshakes_refused", "Handshakes that failed, by reason", handshakes_refused;
-            "requests_held_back", "Requests that a client's pace did not let on, by limit", paced;
-            "connections_open", "Connections that passed their handshake", connections;
-            "certificate_expiry_timestamp_seconds", "When a certificate of ours expires", certificate_expiry;
-            "ready", "Whether a check of readiness passes", ready;
-            "database_sampled", "Whether the database could be asked for the metrics that come from it", sampled;
-            "sealed", "Whether the vault waits for the shares of its key-encryption key", sealed;
-        }
-        registry.register("build", "The program", Info::new(Build { version: env!("CARGO_PKG_VERSION") }));
-        Self {
-            registry: Registry::default(),
-            requests,
-            request_seconds,
-            payments,
-            payments_open,
-            payments_open_oldest,
-            gateway_calls,
-            gateway_call_seconds,
-            looks,
-            notifications,
-            events_waiting,
-            events_oldest,
-            audit,
-            checkpoint,
-            key_age,
-            key_expiry,
-            key_uses,
-            key_uses_allowed,
-            key_seals,
-            key_due,
-            pool,
-            pool_most,
-            cvv_slots,
-            handshakes_refused,
-            paced,
-            connections,
-            certificate_expiry,
-            ready,
-            sampled,
-            sealed,
-        }
-    }
-
     /// A counter that is not there yet cannot be seen to rise from nothing: alerts need the zero.
     fn begin_at_zero(&self) {
         for status in Status::ALL {
@@ -280,9 +244,7 @@ impl Metrics {
             }
         }
         drop(self.notifications.get_or_create(&Told { kind: "unread", verdict: "forged" }));
-        for limit in ["too_many_requests", "too_many_at_once", "too_many_unknown_ids"] {
-            drop(self.paced.get_or_create(&Limit { limit }));
-        }
+        drop(self.pace());
         drop(
             self.handshakes_refused
                 .get_or_create(&Handshake { listener: "api", reason: "too slow a handshake" }),
@@ -337,9 +299,15 @@ impl Metrics {
         self.handshakes_refused.get_or_create(&Handshake { listener, reason }).inc();
     }
 
-    /// A client's pace did not let a request on; `limit` is the code that it was answered with.
-    pub fn held_back(&self, limit: &'static str) {
-        self.paced.get_or_create(&Limit { limit }).inc();
+    /// What the pace of clients counts.
+    pub fn pace(&self) -> PaceTally {
+        let of = |limit| self.paced.get_or_create_owned(&Limit { limit });
+        PaceTally {
+            too_fast: of("too_many_requests"),
+            too_many_at_once: of("too_many_at_once"),
+            guessing: of("too_many_unknown_ids"),
+            held_back: of("unknown_ids"),
+        }
     }
 
     /// A connection passed its handshake; it is counted for as long as what is given lives.
@@ -351,7 +319,7 @@ impl Metrics {
 
     /// What the audit trail counts.
     pub fn audit(&self) -> AuditTally {
-        self.audit.clone()
+        AuditTally { rows: self.audit_rows.clone(), failures: self.audit_failures.clone() }
     }
 
     /// A checkpoint of the audit trail was written.

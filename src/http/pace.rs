@@ -3,11 +3,11 @@
 //! episode: a row of the audit trail for every request would be a weapon of its own.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::base::ids::ClientName;
+use crate::metrics::PaceTally;
 use crate::model::access::{Client, ClientPace};
 
 use super::problem::{self, Kind};
@@ -102,35 +102,22 @@ fn settle(episode: &mut Option<Episode>, client: &str, now: Instant) {
     }
 }
 
-/// How often something was refused or slowed since the start.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Requests refused because they came too fast.
-    pub too_fast: AtomicU64,
-    /// Requests refused because too many were under way.
-    pub too_many_at_once: AtomicU64,
-    /// Answers about what does not exist that were held back.
-    pub held_back: AtomicU64,
-    /// Requests of guessing clients that were refused.
-    pub guessing: AtomicU64,
-}
-
 /// The pace of all clients of a listener.
 #[derive(Debug)]
 pub struct Pace {
     meters: Mutex<HashMap<ClientName, Meter>>,
     strangers: Mutex<(Bucket, Option<Episode>)>,
     /// What came of it.
-    pub counts: Counts,
+    counts: PaceTally,
 }
 
 impl Pace {
     /// Nobody has asked for anything yet.
-    pub fn new(now: Instant) -> Self {
+    pub fn new(now: Instant, counts: PaceTally) -> Self {
         Self {
             meters: Mutex::default(),
             strangers: Mutex::new((Bucket { left: STRANGERS.into(), at: now }, None)),
-            counts: Counts::default(),
+            counts,
         }
     }
 }
@@ -183,7 +170,7 @@ impl Pace {
                 held: false,
             });
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        count.inc();
         let episode =
             if kind == problem::TOO_MANY_UNKNOWN_IDS { &mut meter.guessing } else { &mut meter.haste };
         let first = excess(episode, what, name, now);
@@ -218,7 +205,7 @@ impl Pass {
         if meter.misses.take(most, most / 60.0, now) {
             return Missed::Usual;
         }
-        self.pace.counts.held_back.fetch_add(1, Ordering::Relaxed);
+        self.pace.counts.held_back.inc();
         meter.held += 1;
         self.held = true;
         Missed::Held { first: excess(&mut meter.guessing, "unknown ids", self.client.as_str(), now) }
@@ -238,6 +225,7 @@ impl Drop for Pass {
 mod tests {
     use super::*;
     use crate::base::ids::{GatewayAccount, Merchant};
+    use crate::metrics::Metrics;
     use crate::model::access::SanName;
 
     fn client(name: &str, pace: ClientPace) -> Client {
@@ -259,7 +247,7 @@ mod tests {
     #[test]
     fn a_client_that_is_too_fast_waits_and_others_do_not() {
         let start = Instant::now();
-        let pace = Arc::new(Pace::new(start));
+        let pace = Arc::new(Pace::new(start, Metrics::default().pace()));
         let limits = ClientPace { per_second: 3, at_once: 10, unknown_ids_per_minute: 10 };
         let (one, other) = (client("one", limits), client("other", limits));
         for _ in 0..3 {
@@ -284,7 +272,7 @@ mod tests {
     #[test]
     fn so_many_are_under_way_at_once_and_no_more() {
         let now = Instant::now();
-        let pace = Arc::new(Pace::new(now));
+        let pace = Arc::new(Pace::new(now, Metrics::default().pace()));
         let one = client("one", ClientPace { per_second: 100, at_once: 2, unknown_ids_per_minute: 10 });
         let first = pace.enter(&one, now);
         let second = pace.enter(&one, now);
@@ -297,7 +285,7 @@ mod tests {
     #[test]
     fn guessing_is_slowed_then_refused_and_recorded_once() {
         let now = Instant::now();
-        let pace = Arc::new(Pace::new(now));
+        let pace = Arc::new(Pace::new(now, Metrics::default().pace()));
         let one = client("one", ClientPace { per_second: 1000, at_once: 100, unknown_ids_per_minute: 5 });
         let miss = || {
             let mut pass = pace.enter(&one, now).expect("let on");
@@ -318,14 +306,14 @@ mod tests {
         drop(held);
         // What exists is not held back meanwhile.
         assert_eq!(refused(&pace, &one, now), None);
-        assert_eq!(pace.counts.held_back.load(Ordering::Relaxed), u64::from(HELD) + 1);
-        assert_eq!(pace.counts.guessing.load(Ordering::Relaxed), 1);
+        assert_eq!(pace.counts.held_back.get(), u64::from(HELD) + 1);
+        assert_eq!(pace.counts.guessing.get(), 1);
     }
 
     #[test]
     fn strangers_have_a_row_each_until_there_are_many() {
         let now = Instant::now();
-        let pace = Pace::new(now);
+        let pace = Pace::new(now, Metrics::default().pace());
         let told = (0..1000).filter(|_| pace.stranger(now)).count();
         assert_eq!(told, 61);
         assert!(pace.stranger(now + Duration::from_secs(1)));

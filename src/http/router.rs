@@ -110,7 +110,6 @@ async fn every_request(State(api): State<Api>, request: Request, next: Next) -> 
             Ok(caller) => match api.pace.enter(caller.client(), api.vault.clock.instant()) {
                 Err(refusal) => {
                     telling = if refusal.first { Telling::Episode } else { Telling::No };
-                    api.vault.metrics.held_back(refusal.kind.code);
                     discard(request.into_body()).await;
                     Problem::from(refusal.kind).into_response()
                 }

@@ -89,8 +89,8 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Audit {
-    /// A trail that has written nothing yet.
-    pub fn new(instance: InstanceId, clock: SharedClock) -> Self {
+    /// A trail that has written nothing yet, and counts into `tally`.
+    pub fn new(instance: InstanceId, clock: SharedClock, tally: AuditTally) -> Self {
         let (reads, waiting) = mpsc::channel(READS);
         Self {
             instance,
@@ -99,13 +99,8 @@ impl Audit {
             reads,
             waiting: Mutex::new(Some(waiting)),
             clock,
-            tally: AuditTally::default(),
+            tally,
         }
-    }
-
-    /// Counts into `tally` from now on.
-    pub fn count_into(&mut self, tally: AuditTally) {
-        self.tally = tally;
     }
 
     /// Now, as rows tell it.

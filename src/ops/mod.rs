@@ -153,9 +153,20 @@ impl Vault {
         clock: SharedClock,
         policy: Policy,
     ) -> Result<Self, NoEntropy> {
+        Self::counting(db, keys, accounts, clock, policy, Arc::default())
+    }
+
+    /// As [`Self::new`], and counts into `metrics`.
+    pub fn counting(
+        db: Db,
+        keys: DataKeys,
+        accounts: HashMap<GatewayAccount, Arc<dyn Gateway>>,
+        clock: SharedClock,
+        policy: Policy,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, NoEntropy> {
         let instance = InstanceId::make()?;
-        let metrics = Arc::new(Metrics::default());
-        let audit = audit_of(&instance, &clock, &metrics);
+        let audit = Arc::new(Audit::new(instance.clone(), clock.clone(), metrics.audit()));
         let keys = Arc::new(keys);
         Ok(Self {
             writer: Writer::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit)),
@@ -174,13 +185,6 @@ impl Vault {
             metrics,
             hindrances: Hindrances::default(),
         })
-    }
-
-    /// Counts into `metrics`; before the vault is used.
-    pub fn counting(self, metrics: Arc<Metrics>) -> Self {
-        let audit = audit_of(&self.instance, &self.clock, &metrics);
-        let writer = Writer::new(self.db.clone(), Arc::clone(&self.keys), Arc::clone(&audit));
-        Self { audit, writer, metrics, ..self }
     }
 
     /// Waits, for as long as one attempt may last, until every payment that is on its way has its answer
@@ -216,12 +220,6 @@ impl Vault {
     fn now(&self) -> Millis {
         self.clock.now()
     }
-}
-
-fn audit_of(instance: &InstanceId, clock: &SharedClock, metrics: &Metrics) -> Arc<Audit> {
-    let mut audit = Audit::new(instance.clone(), clock.clone());
-    audit.count_into(metrics.audit());
-    Arc::new(audit)
 }
 
 /// Reads a CVV back from what a slot held.

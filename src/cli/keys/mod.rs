@@ -21,6 +21,7 @@ use crate::base::ids::InstanceId;
 use crate::config::{self, Config};
 use crate::crypto::kek::file;
 use crate::crypto::keyring::Purpose;
+use crate::metrics::AuditTally;
 use crate::model::audit::{Actor, Entry};
 use crate::ops::audit::{Audit, acting, origin};
 use crate::ops::rotation::Admin;
@@ -133,7 +134,7 @@ async fn note(admin: &Admin, action: &'static str, object: &str, detail: &str) -
         eprintln!("cardvault: the vault was never started and has no audit trail yet; this is not recorded");
         return Ok(());
     }
-    let audit = Audit::new(InstanceId::make()?, admin.clock.clone());
+    let audit = Audit::new(InstanceId::make()?, admin.clock.clone(), AuditTally::default());
     let user = format!("uid-{}", rustix::process::getuid().as_raw());
     acting(Actor::at_console(&user, origin()), async {
         audit.note_alone(&admin.db, &admin.keys, &Entry::done(action, object).with(detail)).await?;

@@ -121,7 +121,7 @@ impl Ground {
             scopes: Scope::ALL.into_iter().collect(),
             pace: ClientPace { per_second: u32::MAX, at_once: u32::MAX, unknown_ids_per_minute: u32::MAX },
         };
-        let pace = Pace::new(vault.clock.instant());
+        let pace = Pace::new(vault.clock.instant(), vault.metrics.pace());
         let api = router(Api { vault: vault.clone(), clients: vec![client].into(), pace: Arc::new(pace) });
         let path: Arc<str> = NOTIFY_PATH.into();
         let notify =
