@@ -698,10 +698,9 @@ impl<'g> Simulation<'g> {
                 self.start(slot);
             }
         }
+        self.release_all(|_| false);
         let end = self.world.lock().now + 40 * 60_000;
         for turn in 0.. {
-            // What was on its way to a gate when the calm came stands there now.
-            self.release_all(|_| false);
             let (undecided, operations) = self.model.undecided();
             for id in &undecided {
                 self.model.decide(id);
@@ -713,6 +712,8 @@ impl<'g> Simulation<'g> {
                 let id = self.process(slot).id;
                 self.run_process(id);
             }
+            // Nothing is stopped any more, but what finds another of its process in the database waits its turn.
+            self.release_all(|_| false);
             let due = self.next_due().map(|at| at - BEGIN);
             let sleeping = self.world.next_waking();
             let now = self.world.lock().now;
