@@ -3,8 +3,9 @@
 
 use serde_json::Value;
 
+use super::support::sql;
+use super::support::sql::number;
 use super::support::vault::{TestVault, by_reference, fresh_pan, typed};
-use super::support::{Database, sql};
 
 /// `audit export`.
 async fn rows(vault: &TestVault) -> Vec<Value> {
@@ -21,14 +22,7 @@ fn of<'a>(rows: &'a [Value], action: &str) -> Vec<&'a Value> {
 /// `audit verify`: its exit code, and what it said.
 async fn verify(vault: &TestVault, more: &[&str]) -> (Option<i32>, String) {
     let all: Vec<&str> = ["audit", "verify"].iter().chain(more).copied().collect();
-    let done = vault.run(&all).await;
-    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    (done.status.code(), said)
-}
-
-async fn number(db: &Database, query: &str) -> i64 {
-    let rows = sql::rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
-    rows[0][0].as_deref().expect("a number").parse().expect("a number")
+    vault.told(&all).await
 }
 
 both_engines! {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tokio::task::JoinSet;
 
+use super::support::sql::number;
 use super::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan};
 use super::support::wire::Wire;
 use super::support::{Database, Engine, eventually, sql};
@@ -78,11 +79,6 @@ async fn answers(calls: JoinSet<(usize, Answer)>) -> Vec<Answer> {
     let mut all = calls.join_all().await;
     all.sort_by_key(|(place, _)| *place);
     all.into_iter().map(|(_, answer)| answer).collect()
-}
-
-async fn number(db: &Database, query: &str) -> i64 {
-    let rows = sql::rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
-    rows[0][0].as_deref().and_then(|text| text.parse().ok()).expect("a number")
 }
 
 /// Each card has its audit row and its event, and the trail is whole.

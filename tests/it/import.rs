@@ -9,21 +9,14 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::support::vault::{TestVault, by_reference, fresh_pan};
+use super::support::sql::number;
+use super::support::vault::{TestVault, by_reference, fresh_pan, last_json, printed};
 use super::support::{Database, eventually, leak, sql};
 
 /// Runs `cardvault cards import --merchant acme …`: its exit code, and what it printed.
 async fn import(vault: &TestVault, arguments: &[&str]) -> (Option<i32>, String) {
     let all: Vec<&str> = ["cards", "import", "--merchant", "acme"].iter().chain(arguments).copied().collect();
-    let done = vault.run(&all).await;
-    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    (done.status.code(), said)
-}
-
-/// The last line of JSON that a command printed.
-fn last(said: &str) -> Value {
-    let line = said.lines().rfind(|line| line.starts_with('{'));
-    serde_json::from_str(line.unwrap_or_else(|| panic!("{said}"))).expect("JSON")
+    vault.told(&all).await
 }
 
 fn lines(path: &str) -> Vec<Value> {
@@ -64,11 +57,6 @@ fn card(pan: &str, buyer: &str, agreements: &[Value]) -> Value {
         "cardholderName": { "firstName": "Tom", "lastName": "Jay" }, "billingAddress": { "region": "DE" },
         "referenceBuyerId": buyer, "agreements": agreements,
     })
-}
-
-async fn number(db: &Database, query: &str) -> i64 {
-    let rows = sql::rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
-    rows[0][0].as_deref().expect("a number").parse().expect("a number")
 }
 
 /// A merchant-initiated payment.
@@ -119,7 +107,7 @@ both_engines! {
         assert_eq!(number(&db, "SELECT COUNT(*) FROM cards").await, 2);
         let arguments = [input.as_str(), "--mapping", &mapping, "--refused", &refused, "--json"];
         let (code, said) = import(&vault, &arguments).await;
-        let told = last(&said);
+        let told = last_json(&said);
         assert_eq!((code, &told["event"], &told["lines"]), (Some(0), &json!("done"), &json!(6)), "{said}");
         assert_eq!((&told["newCards"], &told["knownCards"]), (&json!(4), &json!(2)), "{said}");
         assert_eq!((&told["newAgreements"], &told["knownAgreements"], &told["refused"]), (&json!(5), &json!(1), &json!(0)), "{said}");
@@ -171,7 +159,7 @@ both_engines! {
         let before_used = rows(used).await;
         let again = path(&vault, "again.jsonl");
         let (code, said) = import(&vault, &[&input, "--mapping", &again, "--json"]).await;
-        let told = last(&said);
+        let told = last_json(&said);
         assert_eq!((code, &told["newCards"], &told["newAgreements"], &told["knownAgreements"]), (Some(0), &json!(0), &json!(0), &json!(6)), "{said}");
         let after = (rows("SELECT COUNT(*) FROM cards").await, rows("SELECT COUNT(*) FROM agreements").await, rows("SELECT COUNT(*) FROM events").await);
         assert_eq!(after, before);
@@ -235,8 +223,8 @@ both_engines! {
         pipe.write_all(&text).await.expect("to write");
         drop(pipe);
         let done = child.wait_with_output().await.expect("its end");
-        let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-        let told = last(&said);
+        let said = printed(&done);
+        let told = last_json(&said);
         let count = bad.len() + 1;
         assert_eq!((done.status.code(), &told["newCards"], &told["refused"]), (Some(0), &json!(2), &json!(count)), "{said}");
         let report = lines(&refused);

@@ -14,7 +14,8 @@ use cardvault::ops::{Policy, Vault};
 use cardvault::store::retention::Place;
 use serde_json::{Value, json};
 
-use super::support::vault::{Caller, TestVault, by_reference, fresh_pan, typed};
+use super::support::sql::number;
+use super::support::vault::{Caller, TestVault, by_reference, fresh_pan, last_json, typed};
 use super::support::{Database, eventually, sql};
 
 const HOUR_MS: i64 = 3_600_000;
@@ -23,20 +24,7 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 /// Runs `cardvault cards …`: its exit code, and what it printed.
 async fn cards(vault: &TestVault, arguments: &[&str]) -> (Option<i32>, String) {
     let all: Vec<&str> = ["cards"].iter().chain(arguments).copied().collect();
-    let done = vault.run(&all).await;
-    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    (done.status.code(), said)
-}
-
-/// The last line of JSON that a command printed.
-fn last(said: &str) -> Value {
-    let line = said.lines().rfind(|line| line.starts_with('{'));
-    serde_json::from_str(line.unwrap_or_else(|| panic!("{said}"))).expect("JSON")
-}
-
-async fn number(db: &Database, query: &str) -> i64 {
-    let rows = sql::rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
-    rows[0][0].as_deref().expect("a number").parse().expect("a number")
+    vault.told(&all).await
 }
 
 /// Makes everything about a card older.
@@ -152,7 +140,7 @@ both_engines! {
         sql::execute(&db, &format!("UPDATE cards SET expiry_told = '2029-12' WHERE card_id = '{inactive}'")).await;
 
         let (code, said) = cards(&vault, &["purge", "--dry-run", "--json"]).await;
-        let told = last(&said);
+        let told = last_json(&said);
         assert_eq!((code, &told["event"]), (Some(0), &json!("dryRun")), "{said}");
         assert_eq!((&told["unattached"], &told["inactive"], &told["wouldErase"]), (&json!(4), &json!(1), &json!(5)), "{said}");
         let (_, said) = cards(&vault, &["purge", "--dry-run", "--merchant", "acme"]).await;
@@ -165,7 +153,7 @@ both_engines! {
         let file = vault.dir.path().join("purge.jsonl");
         let file = file.to_str().expect("UTF-8");
         let (code, said) = cards(&vault, &["purge", "--json", "--merchant", "acme", "--report", file]).await;
-        let told = last(&said);
+        let told = last_json(&said);
         assert_eq!((code, &told["event"], &told["erased"]), (Some(0), &json!("done"), &json!(4)), "{said}");
         let run = told["run"].as_str().expect("a run").to_owned();
         for (card, kept) in [(&fresh, true), (&attached, true), (&unattached, false), (&inactive, false), (&open, false), (&withdrawn, false)] {
@@ -238,7 +226,7 @@ both_engines! {
         sql::execute(&db, &format!("UPDATE cards SET erased_at = 1 WHERE card_id = '{unattached}'")).await;
 
         let (code, said) = cards(&vault, &["purge", "--json", "--merchant", "acme"]).await;
-        assert_eq!((code, &last(&said)["erased"]), (Some(0), &json!(0)), "{said}");
+        assert_eq!((code, &last_json(&said)["erased"]), (Some(0), &json!(0)), "{said}");
         assert_eq!(number(&db, "SELECT COUNT(*) FROM retention_reports").await, 1);
         let secrets: Vec<&str> = pans.iter().map(String::as_str).collect();
         vault.finish(&secrets).await;
@@ -260,7 +248,7 @@ both_engines! {
         // A turn of housekeeping shows that jobs have run; the sweep began beside it.
         let checkout = vault.client("checkout");
         let (code, said) = cards(&vault, &["purge", "--dry-run", "--json"]).await;
-        assert_eq!((code, &last(&said)["wouldErase"]), (Some(0), &json!(6)), "{said}");
+        assert_eq!((code, &last_json(&said)["wouldErase"]), (Some(0), &json!(6)), "{said}");
         assert!(is_kept(&checkout, &ids[0]).await);
         vault.config.retention = RetentionSection::default();
         vault.restart().await;

@@ -13,7 +13,7 @@ use tracing::subscriber::NoSubscriber;
 use super::support::cut::{Cut, Network};
 use super::support::postgres::{Binaries, Cluster, Durability};
 use super::support::vault::{TestVault, fresh_pan};
-use super::support::{Database, Engine, eventually, left_out, say};
+use super::support::{Database, Engine, eventually, left_out, say, variable};
 use load::{Book, Load};
 
 /// How often something is killed; `CARDVAULT_KILL_ROUNDS` says otherwise.
@@ -35,11 +35,7 @@ const WRITES: [&str; 7] = [
 ];
 
 fn rounds() -> u64 {
-    number("CARDVAULT_KILL_ROUNDS").unwrap_or(ROUNDS)
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
+    variable("CARDVAULT_KILL_ROUNDS").unwrap_or(ROUNDS)
 }
 
 /// Runs a story whose thousands of calls are not captured by the leak guard: they would not fit. Others search
@@ -81,7 +77,12 @@ async fn at_work(book: &Book) {
     tokio::time::sleep(Duration::from_millis(u64::from(random[0]))).await;
 }
 
-async fn finish(vault: TestVault, book: &Book) {
+/// After a storm everything is compared, and told: how much there was of `what` since it began.
+async fn end(mut vault: TestVault, db: &Database, book: &Arc<Book>, started: Instant, what: &str) {
+    let storm = started.elapsed();
+    truth::settle(&mut vault, db).await;
+    let told = truth::compare(&mut vault, db, book).await;
+    say(&format!("{what} in {storm:?}, {:?} in all: {told}", started.elapsed()));
     let some: Vec<String> = book.notes().cards.keys().step_by(25).cloned().collect();
     vault.finish(&some.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
@@ -99,16 +100,8 @@ async fn a_killed_vault(db: Database) {
         program.wait().expect("killed");
         load.stop().await;
     }
-    let killing = started.elapsed();
-    truth::settle(&mut vault, &db).await;
-    let told = truth::compare(&mut vault, &db, &book).await;
-    say(&format!(
-        "{:?}, {} kills of the vault in {killing:?}, {:?} in all: {told}",
-        db.engine,
-        rounds(),
-        started.elapsed()
-    ));
-    finish(vault, &book).await;
+    let what = format!("{:?}, {} kills of the vault", db.engine, rounds());
+    end(vault, &db, &book, started, &what).await;
 }
 
 /// Every process of the database's server is killed at once while the vault is at work, and it starts again.
@@ -127,11 +120,7 @@ async fn a_killed_database(mut cluster: Cluster, db: Database) {
     program.kill().expect("killed");
     program.wait().expect("killed");
     load.stop().await;
-    let killing = started.elapsed();
-    truth::settle(&mut vault, &db).await;
-    let told = truth::compare(&mut vault, &db, &book).await;
-    say(&format!("{} kills of PostgreSQL in {killing:?}, {:?} in all: {told}", rounds(), started.elapsed()));
-    finish(vault, &book).await;
+    end(vault, &db, &book, started, &format!("{} kills of PostgreSQL", rounds())).await;
 }
 
 /// The connection breaks at commits of every kind: before the server has them, while it carries them out,
@@ -139,11 +128,11 @@ async fn a_killed_database(mut cluster: Cluster, db: Database) {
 async fn a_cut_connection(cluster: Cluster, db: Database) {
     let network = Network::start(cluster.port()).await;
     let through = db.url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", network.address.port()));
-    let mut vault = TestVault::start(&Database::at(through, Engine::Postgres, db.files.clone())).await;
+    let vault = TestVault::start(&Database::at(through, Engine::Postgres, db.files.clone())).await;
     let (book, started) = (Arc::new(Book::default()), Instant::now());
     let known = book.store(&vault.client("checkout"), &fresh_pan()).await.expect("a card");
     let load = Load::start(&book, &vault.client("checkout"), CALLERS, &known);
-    let cuts = number("CARDVAULT_CUTS").unwrap_or(CUTS);
+    let cuts = variable("CARDVAULT_CUTS").unwrap_or(CUTS);
     let kinds = [Cut::Before, Cut::During, Cut::After].into_iter().cycle();
     let writes = WRITES.into_iter().cycle();
     for (cut, what) in kinds.zip(writes).take(usize::try_from(cuts).expect("a count")) {
@@ -151,11 +140,7 @@ async fn a_cut_connection(cluster: Cluster, db: Database) {
         eventually(what, || async { (!network.is_armed()).then_some(()) }).await;
     }
     load.stop().await;
-    let cutting = started.elapsed();
-    truth::settle(&mut vault, &db).await;
-    let told = truth::compare(&mut vault, &db, &book).await;
-    say(&format!("{} cuts in {cutting:?}, {:?} in all: {told}", network.cuts().len(), started.elapsed()));
-    finish(vault, &book).await;
+    end(vault, &db, &book, started, &format!("{} cuts", network.cuts().len())).await;
 }
 
 #[test]

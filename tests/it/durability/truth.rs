@@ -9,6 +9,7 @@ use cardvault::sandbox::{LedgerEntry, Status};
 use tokio::task::JoinSet;
 
 use super::load::{Asked, Book};
+use crate::support::sql::number;
 use crate::support::vault::{TestVault, by_reference};
 use crate::support::{Database, sql};
 
@@ -29,7 +30,7 @@ pub async fn settle(vault: &mut TestVault, db: &Database) {
         for open in ["payments SET next_look = 0 WHERE status IN ('UNKNOWN', 'PROCESSING')", OPERATIONS] {
             sql::execute(db, &format!("UPDATE {open}")).await;
         }
-        let unclear = number(db, UNCLEAR).await;
+        let unclear = count(db, UNCLEAR).await;
         if unclear == 0 {
             return;
         }
@@ -51,9 +52,9 @@ const LEFT: &str = "SELECT payment_request_id, status, cancel_state, CAST(looks 
      FROM operations WHERE status IN ('UNKNOWN', 'PROCESSING')";
 
 /// A number that a query gives.
-pub async fn number(db: &Database, query: &str) -> usize {
-    let rows = sql::rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
-    rows[0][0].as_deref().and_then(|text| text.parse().ok()).expect("a number")
+/// How many a query counts.
+pub async fn count(db: &Database, query: &str) -> usize {
+    usize::try_from(number(db, query).await).expect("a count")
 }
 
 /// Compares everything with everything; what was compared, in words.
@@ -68,17 +69,17 @@ pub async fn compare(vault: &mut TestVault, db: &Database, book: &Arc<Book>) -> 
     wrong.extend(lost);
     wrong.append(&mut book.notes().wrong);
     // Everything that was asked for was asked for again, so that all of it is there, once.
-    let stored = number(db, "SELECT count(*) FROM cards").await;
+    let stored = count(db, "SELECT count(*) FROM cards").await;
     let distinct =
-        number(db, "SELECT count(DISTINCT fingerprint) FROM cards WHERE fingerprint IS NOT NULL").await;
+        count(db, "SELECT count(DISTINCT fingerprint) FROM cards WHERE fingerprint IS NOT NULL").await;
     let typed: BTreeSet<String> = book.notes().typed.iter().cloned().collect();
-    let by_hand = number(db, "SELECT count(*) FROM cards WHERE buyer = ''").await;
+    let by_hand = count(db, "SELECT count(*) FROM cards WHERE buyer = ''").await;
     if stored != distinct || by_hand != plain || stored > plain + typed.len() {
         wrong.push(format!("{stored} cards, {distinct} numbers, {by_hand} of {} that were stored", plain));
     }
     for (action, table) in [("card.store", "cards"), ("payment.create", "payments")] {
-        let rows = number(db, &format!("SELECT count(*) FROM audit WHERE action = '{action}'")).await;
-        let there = number(db, &format!("SELECT count(*) FROM {table}")).await;
+        let rows = count(db, &format!("SELECT count(*) FROM audit WHERE action = '{action}'")).await;
+        let there = count(db, &format!("SELECT count(*) FROM {table}")).await;
         if rows != there {
             wrong.push(format!("{there} {table}, and the audit trail has {rows} {action}"));
         }

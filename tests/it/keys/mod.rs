@@ -11,8 +11,9 @@ mod traffic;
 
 use serde_json::Value;
 
+use super::support::leak;
+use super::support::sql::number;
 use super::support::vault::TestVault;
-use super::support::{Database, leak, sql};
 
 /// Runs `cardvault keys …`, which must succeed; what it printed.
 async fn keys(vault: &TestVault, arguments: &[&str]) -> String {
@@ -61,12 +62,6 @@ fn data_keys() -> u64 {
 fn rows(status: &Value, id: &str) -> u64 {
     let all = status["keys"].as_array().expect("keys");
     all.iter().find(|key| key["key"] == id).and_then(|key| key["rows"].as_u64()).expect("the key")
-}
-
-/// A number in the database.
-async fn number(db: &Database, query: &str) -> i64 {
-    let found = sql::rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
-    found[0][0].as_deref().and_then(|text| text.parse().ok()).expect("a number")
 }
 
 /// What a command printed holds none of these.

@@ -25,7 +25,7 @@ use ground::Ground;
 use random::Random;
 use schedule::Simulation;
 
-use super::support::{left_out, postgres, say};
+use super::support::{left_out, postgres, say, variable};
 
 /// How many seeds the tests run; `CARDVAULT_SIM_SEEDS` says otherwise. On PostgreSQL each takes several times
 /// as long, for the connections of processes that come and go.
@@ -81,16 +81,16 @@ fn run(ground: &mut Ground, seed: u64, spoil: impl FnOnce(&mut Simulation<'_>)) 
 }
 
 fn run_seeds(engine: &str, seeds: u64, ground: impl Fn() -> Option<Ground> + Sync) {
-    if let Some(seed) = number("CARDVAULT_SIM_SEED") {
+    if let Some(seed) = variable("CARDVAULT_SIM_SEED") {
         let Some(mut ground) = ground() else { return };
         let outcome = run(&mut ground, seed, |_| {});
         outcome.log.iter().for_each(|line| say(line));
         assert!(outcome.wrong.is_empty(), "{engine}, seed {seed}: {:#?}", outcome.wrong);
         return;
     }
-    let first = number("CARDVAULT_SIM_FIRST").unwrap_or(1);
-    let seeds = number("CARDVAULT_SIM_SEEDS").unwrap_or(seeds);
-    let going_on = number("CARDVAULT_SIM_ALL").is_some();
+    let first = variable("CARDVAULT_SIM_FIRST").unwrap_or(1);
+    let seeds = variable("CARDVAULT_SIM_SEEDS").unwrap_or(seeds);
+    let going_on = variable("CARDVAULT_SIM_ALL").is_some();
     let started = std::time::Instant::now();
     let (next, failed) = (AtomicU64::new(first), Mutex::new(Vec::new()));
     let tell = |seed: u64| {
@@ -140,10 +140,6 @@ fn watched(engine: &str, seed: u64) -> mpsc::Sender<()> {
         }
     });
     over
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 #[test]

@@ -15,6 +15,11 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+/// A number that a variable of the environment gives: how much of something a test does.
+pub fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
 /// The engine below a story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {

@@ -21,6 +21,12 @@ pub async fn execute(db: &Database, statement: &str) -> u64 {
     }
 }
 
+/// A number that a query gives.
+pub async fn number(db: &Database, query: &str) -> i64 {
+    let rows = rows(db, &format!("SELECT CAST(({query}) AS TEXT)")).await;
+    rows[0][0].as_deref().and_then(|text| text.parse().ok()).expect("a number")
+}
+
 /// All rows of a query, every column read as text.
 pub async fn rows(db: &Database, query: &str) -> Vec<Vec<Option<String>>> {
     macro_rules! read {

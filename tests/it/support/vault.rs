@@ -271,6 +271,12 @@ impl TestVault {
         self.command(arguments).output().await.expect("it runs")
     }
 
+    /// As [`Self::run`]: its exit code, and all that it printed.
+    pub async fn told(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let done = self.run(arguments).await;
+        (done.status.code(), printed(&done))
+    }
+
     /// A command of the real program with this vault's configuration file, not started yet.
     pub fn command(&self, arguments: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cardvault"));
@@ -585,4 +591,15 @@ pub fn fresh_pan() -> String {
         .sum();
     digits.push(u8::try_from((10 - sum % 10) % 10).expect("a digit"));
     digits.iter().map(|digit| char::from(b'0' + digit)).collect()
+}
+
+/// All that a command printed.
+pub fn printed(done: &std::process::Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr))
+}
+
+/// The last line of JSON that a command printed.
+pub fn last_json(said: &str) -> serde_json::Value {
+    let line = said.lines().rfind(|line| line.starts_with('{'));
+    serde_json::from_str(line.unwrap_or_else(|| panic!("{said}"))).expect("JSON")
 }
