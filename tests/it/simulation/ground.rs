@@ -220,11 +220,6 @@ impl Process {
         self.warm.runtime.spawn(work);
     }
 
-    /// As [`Self::reconcile`], to its end; tells how much there was.
-    pub fn reconcile_now(&self) -> usize {
-        self.warm.runtime.block_on(self.vault.reconcile_once(50)).expect("a turn")
-    }
-
     /// Does something to its end, where nothing stops.
     pub fn now<T>(&self, work: impl Future<Output = T>) -> T {
         self.warm.runtime.block_on(work)

@@ -2,7 +2,7 @@
 //! them do.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, PoisonError};
+use std::sync::{Arc, LazyLock, OnceLock, PoisonError};
 
 use cardvault::base::ids::Merchant;
 use cardvault::jobs::sequence::{Sequencer, Turn};
@@ -297,6 +297,21 @@ impl<'g> Simulation<'g> {
             // A database that is away fails a turn, and the next one comes.
             let _ = vault.reconcile_once(20).await;
         });
+    }
+
+    /// As [`Self::reconcile`], to its end, in the calm; tells how much there was.
+    fn reconcile_now(&mut self, slot: usize) -> usize {
+        let vault = self.process(slot).vault.clone();
+        let ended = Arc::new(OnceLock::new());
+        let end = ended.clone();
+        self.process(slot).begin(async move {
+            let _ = end.set(vault.reconcile_once(50).await.expect("a turn"));
+        });
+        let id = self.process(slot).id;
+        self.run_process(id);
+        // Nothing is stopped any more, but what finds another of its process in the database waits its turn.
+        self.release_all(|_| false);
+        *ended.get().expect("a turn that ends where nothing stops")
     }
 
     /// Begins something in a process that nobody waits for, and runs until everything waits.
@@ -708,12 +723,8 @@ impl<'g> Simulation<'g> {
             operations.iter().for_each(|(id, capture, name)| self.model.decide_operation(id, *capture, name));
             let mut done = 0;
             for slot in 0..self.slots.len() {
-                done += self.process(slot).reconcile_now();
-                let id = self.process(slot).id;
-                self.run_process(id);
+                done += self.reconcile_now(slot);
             }
-            // Nothing is stopped any more, but what finds another of its process in the database waits its turn.
-            self.release_all(|_| false);
             let due = self.next_due().map(|at| at - BEGIN);
             let sleeping = self.world.next_waking();
             let now = self.world.lock().now;
