@@ -236,7 +236,8 @@ async fn audited(
         (Some(_), _) if matches!(telling, Telling::No) => return response,
         (Some(problem), _) => {
             let action = if matches!(telling, Telling::Episode) { "request.excess" } else { "request" };
-            vault.note_alone(&Entry::refused(action, problem.code()).about(asked)).await
+            // Few need its room, and every request would carry it.
+            Box::pin(vault.note_alone(&Entry::refused(action, problem.code()).about(asked))).await
         }
         (None, Some(path)) => vault.audit.note_read(Entry::done("read", path)).await,
         (None, None) => return response,
@@ -347,13 +348,17 @@ impl Call {
 }
 
 /// Runs an operation on a task of its own, so that a caller who hangs up leaves no half-done work and no
-/// open transaction, and a panic in it harms nobody else.
-pub async fn detached<T: Send + 'static>(
+/// open transaction, and a panic in it harms nobody else. It begins at once, in a box: an operation is some
+/// kilobytes, which every future around it would move again.
+pub fn detached<T: Send + 'static>(
     operation: impl Future<Output = Result<T, OpError>> + Send + 'static,
-) -> Result<T, Problem> {
-    match tokio::spawn(acting(actor(), operation)).await {
-        Ok(done) => done.map_err(Problem::from),
-        Err(_) => Err(problem::INTERNAL.into()),
+) -> impl Future<Output = Result<T, Problem>> {
+    let task = tokio::spawn(acting(actor(), Box::pin(operation)));
+    async {
+        match task.await {
+            Ok(done) => done.map_err(Problem::from),
+            Err(_) => Err(problem::INTERNAL.into()),
+        }
     }
 }
 

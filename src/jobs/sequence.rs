@@ -22,7 +22,7 @@ const BATCH: i64 = 500;
 /// How often committed events are looked for that rang no bell here (another process wrote them).
 const LOOK: Duration = Duration::from_millis(250);
 /// The pause after a turn that numbered something.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(25);
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -118,6 +118,20 @@ impl Audit {
     }
 
     async fn begin_uncounted<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
+        let links = self.take_chain(keys).await?;
+        Ok(AuditedTx { tx: db.begin_write().await?, links })
+    }
+
+    /// A chain, for rows that are written in one statement with their effect.
+    pub(super) async fn links<'a>(&self, keys: &'a DataKeys) -> Result<Links<'a>, OpError> {
+        let links = self.take_chain(keys).await;
+        if links.is_err() {
+            self.tally.failures.inc();
+        }
+        links
+    }
+
+    async fn take_chain<'a>(&self, keys: &'a DataKeys) -> Result<Links<'a>, OpError> {
         let permit = tokio::time::timeout(WAIT, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {
             return Err(OpError::Unavailable(anyhow::anyhow!("the audit trail is not free")));
@@ -134,9 +148,8 @@ impl Audit {
         };
         let lease =
             Lease { home: Arc::clone(&self.chains), chain: Some(chain), in_doubt: false, _permit: permit };
-        let tx = db.begin_write().await?;
         let newest = lease.newest();
-        Ok(AuditedTx { tx, lease, newest, keys, clock: self.clock.clone(), tally: self.tally.clone() })
+        Ok(Links { lease, newest, keys, clock: self.clock.clone(), tally: self.tally.clone() })
     }
 
     /// Records a masked read, which waits for no disk: a crash can lose what was read in the last moments.
@@ -213,14 +226,14 @@ impl Audit {
             }
             let closed = async {
                 let mut tx = self.begin(db, keys).await?;
-                if tx.newest.0 == 0 {
+                if tx.links.newest.0 == 0 {
                     // Nothing was ever written to it.
-                    tx.lease.chain = None;
+                    tx.links.lease.chain = None;
                     return Ok(tx.rollback().await?);
                 }
                 let closing = Entry { action: CLOSE, object: None, outcome: Outcome::Done, detail: None };
                 let at = self.clock.now();
-                let row = tx.chained(&Actor::vault(), &closing, at)?;
+                let row = tx.links.chained(&Actor::vault(), &closing, at)?;
                 rows::insert_rows(&mut tx.tx, &[row]).await?;
                 Ok::<_, OpError>(tx.close().await?)
             };
@@ -255,9 +268,9 @@ impl Drop for Lease {
     }
 }
 
-/// A transaction whose every effect has its row. Dropped without [`AuditedTx::commit`], neither happened.
-pub struct AuditedTx<'a> {
-    tx: Tx,
+/// A chain in the hands of one that writes: the rows that it makes follow one another. What was not written is
+/// forgotten, and the chain goes on from its newest row.
+pub(super) struct Links<'a> {
     lease: Lease,
     newest: (i64, [u8; 32]),
     keys: &'a DataKeys,
@@ -265,48 +278,23 @@ pub struct AuditedTx<'a> {
     tally: AuditTally,
 }
 
-impl Deref for AuditedTx<'_> {
-    type Target = Tx;
-
-    fn deref(&self) -> &Tx {
-        &self.tx
-    }
-}
-
-impl DerefMut for AuditedTx<'_> {
-    fn deref_mut(&mut self) -> &mut Tx {
-        &mut self.tx
-    }
-}
-
-impl AuditedTx<'_> {
-    /// Records what this transaction does, in the name of the task's actor.
-    pub async fn note(&mut self, entry: &Entry) -> Result<(), OpError> {
-        let at = self.clock.now();
-        self.note_all(&[(actor(), entry.clone(), at)]).await
-    }
-
-    /// Records what this transaction does for many: who did what, and when.
-    pub async fn note_all(&mut self, notes: &[(Actor, Entry, Millis)]) -> Result<(), OpError> {
-        let Some((_, _, first)) = notes.first() else { return Ok(()) };
-        let mut rows = Vec::with_capacity(notes.len() + 1);
-        if self.newest.0 == 0 {
+impl Links<'_> {
+    /// The next rows: who did what, and when.
+    pub(super) fn rows(&mut self, notes: &[(Actor, Entry, Millis)]) -> Result<Vec<rows::NewRow>, OpError> {
+        let mut made = Vec::with_capacity(notes.len() + 1);
+        if let (0, Some((_, _, first))) = (self.newest.0, notes.first()) {
             let opening =
                 Entry { action: OPEN, object: None, outcome: Outcome::Done, detail: Some(origin()) };
-            rows.push(self.chained(&Actor::vault(), &opening, *first)?);
+            made.push(self.chained(&Actor::vault(), &opening, *first)?);
         }
         for (actor, entry, at) in notes {
-            rows.push(self.chained(actor, entry, *at)?);
+            made.push(self.chained(actor, entry, *at)?);
         }
-        let inserted = rows::insert_rows(&mut self.tx, &rows).await;
-        if inserted.is_err() {
-            self.tally.failures.inc();
-        }
-        Ok(inserted?)
+        Ok(made)
     }
 
     /// The chain's next row, with its MAC.
-    fn chained(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<(AuditRow, [u8; 32]), OpError> {
+    fn chained(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<rows::NewRow, OpError> {
         let key = self.keys.active(Purpose::Audit)?;
         let (seq, before) = self.newest;
         let Some(chain) = &self.lease.chain else {
@@ -331,6 +319,77 @@ impl AuditedTx<'_> {
         Ok((row, mac))
     }
 
+    /// From here on a drop leaves the chain: its rows may have become durable.
+    pub(super) fn in_doubt(&mut self) {
+        self.lease.in_doubt = true;
+    }
+
+    /// Nothing that this made is in the database.
+    pub(super) fn not_written(mut self) {
+        self.lease.in_doubt = false;
+    }
+
+    /// What it made is durable.
+    pub(super) fn written(self) {
+        drop(self.settle());
+    }
+
+    fn settle(mut self) -> Lease {
+        self.lease.in_doubt = false;
+        let rows = self.newest.0.saturating_sub(self.lease.newest().0);
+        self.tally.rows.inc_by(u64::try_from(rows).unwrap_or_default());
+        if let Some(chain) = &mut self.lease.chain {
+            (chain.next, chain.mac) = self.newest;
+        }
+        self.lease
+    }
+
+    /// Counts a failure to write them.
+    pub(super) fn count_failure(&self) {
+        self.tally.failures.inc();
+    }
+}
+
+/// A transaction whose every effect has its row. Dropped without [`AuditedTx::commit`], neither happened.
+pub struct AuditedTx<'a> {
+    tx: Tx,
+    links: Links<'a>,
+}
+
+impl Deref for AuditedTx<'_> {
+    type Target = Tx;
+
+    fn deref(&self) -> &Tx {
+        &self.tx
+    }
+}
+
+impl DerefMut for AuditedTx<'_> {
+    fn deref_mut(&mut self) -> &mut Tx {
+        &mut self.tx
+    }
+}
+
+impl AuditedTx<'_> {
+    /// Records what this transaction does, in the name of the task's actor.
+    pub async fn note(&mut self, entry: &Entry) -> Result<(), OpError> {
+        let at = self.links.clock.now();
+        self.note_all(&[(actor(), entry.clone(), at)]).await
+    }
+
+    /// Records what this transaction does for many: who did what, and when.
+    pub async fn note_all(&mut self, notes: &[(Actor, Entry, Millis)]) -> Result<(), OpError> {
+        let made = self.links.rows(notes)?;
+        if made.is_empty() {
+            return Ok(());
+        }
+        let inserted = rows::insert_rows(&mut self.tx, &made).await;
+        if inserted.is_err() {
+            self.links.count_failure();
+        }
+        Ok(inserted?)
+    }
+
     /// Makes effect and rows durable. Where this fails, nobody can know whether they are.
     pub async fn commit(self) -> Result<(), StoreError> {
         self.finish().await.map(|_| ())
@@ -343,21 +402,14 @@ impl AuditedTx<'_> {
     }
 
     async fn finish(self) -> Result<Lease, StoreError> {
-        let Self { tx, mut lease, newest, tally, .. } = self;
-        // From here on a drop leaves the chain: the commit may have happened.
-        lease.in_doubt = true;
+        let Self { tx, mut links } = self;
+        links.in_doubt();
         let committed = tx.commit().await;
         if committed.is_err() {
-            tally.failures.inc();
+            links.count_failure();
         }
         committed?;
-        lease.in_doubt = false;
-        let rows = newest.0.saturating_sub(lease.newest().0);
-        tally.rows.inc_by(u64::try_from(rows).unwrap_or_default());
-        if let Some(chain) = &mut lease.chain {
-            (chain.next, chain.mac) = newest;
-        }
-        Ok(lease)
+        Ok(links.settle())
     }
 
     /// Takes the changes back.

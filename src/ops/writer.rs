@@ -13,9 +13,10 @@ use tokio::sync::oneshot;
 
 use crate::base::clock::Millis;
 use crate::model::audit::{Actor, Entry};
-use crate::store::backend::Db;
+use crate::store::backend::{Db, StoreError};
 use crate::store::cards::{NewCard, NewDetails, insert_cards, update_details};
 use crate::store::events::insert_events;
+use crate::store::groups::{find_known, store};
 
 use super::audit::{Audit, AuditedTx, actor};
 use super::error::OpError;
@@ -163,8 +164,11 @@ impl Inner {
         }
     }
 
-    /// Writes a group in one transaction; which of it was stored.
+    /// Writes a group in one commit; which of it was stored.
     async fn commit(&self, group: &[Asked]) -> Result<Vec<bool>, Failed> {
+        if let Some(stored) = self.store_at_once(group).await? {
+            return Ok(stored);
+        }
         let mut tx = self.audit.begin(&self.db, &self.keys).await.map_err(Failed::for_all)?;
         let stored = write(&mut tx, group).await.map_err(Failed::for_one)?;
         if stored.contains(&true) {
@@ -174,6 +178,53 @@ impl Inner {
             tx.rollback().await.map_err(|error| Failed::for_all(error.into()))?;
         }
         Ok(stored)
+    }
+}
+
+impl Inner {
+    /// Stores a group of new cards in one statement, where the database has one for that; none where nothing
+    /// was stored, and a transaction finds out which of it can be.
+    async fn store_at_once(&self, group: &[Asked]) -> Result<Option<Vec<bool>>, Failed> {
+        let Some(way) = self.db.groups() else { return Ok(None) };
+        let new = group.iter().map(|one| match &one.change {
+            Change::Store(card) => Some(card.as_ref()),
+            Change::Retype(_) => None,
+        });
+        let Some(cards) = new.collect::<Option<Vec<_>>>() else { return Ok(None) };
+        // One that comes alone is looked for by the statement itself.
+        let known = match cards.as_slice() {
+            [_] => vec![false],
+            several => find_known(&way, several).await.map_err(|error| Failed::for_all(error.into()))?,
+        };
+        let fresh = || group.iter().zip(&cards).zip(&known).filter(|(_, known)| !**known).map(|(one, _)| one);
+        let cards: Vec<&NewCard> = fresh().map(|(_, card)| *card).collect();
+        if cards.is_empty() {
+            return Ok(Some(vec![false; group.len()]));
+        }
+        let events: Vec<_> =
+            fresh().filter_map(|(one, _)| one.event.as_ref().map(CardEvent::row)).collect();
+        let notes: Vec<_> = fresh().flat_map(|(one, _)| one.notes.iter().cloned()).collect();
+        let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
+        let rows = links.rows(&notes).map_err(Failed::for_all)?;
+        links.in_doubt();
+        match store(&way, &cards, &events, &rows).await {
+            Ok(true) => {
+                links.written();
+                Ok(Some(known.into_iter().map(|known| !known).collect()))
+            }
+            Ok(false) if group.len() == 1 => {
+                links.not_written();
+                Ok(Some(vec![false]))
+            }
+            Ok(false) | Err(StoreError::Refused(_)) => {
+                links.not_written();
+                Ok(None)
+            }
+            Err(error) => {
+                links.count_failure();
+                Err(Failed::for_all(error.into()))
+            }
+        }
     }
 }
 

@@ -381,7 +381,7 @@ pub struct CardPast {
     pub declined_attempts: i64,
 }
 
-/// Reads a card's past since `since`.
+/// Reads a card's past since `since`. What was not declined is not looked at, however much it is.
 pub async fn card_past(
     db: &Db,
     merchant: &Merchant,
@@ -394,8 +394,8 @@ pub async fn card_past(
              AND (expires_at IS NULL OR expires_at > $4)) AS active, \
          COUNT(CASE WHEN decline = 'revoked' THEN 1 END) AS revoked, \
          COUNT(CASE WHEN decline = 'never' THEN 1 END) AS never, \
-         COUNT(CASE WHEN decline IS NOT NULL AND initiator = 'MERCHANT' THEN 1 END) AS attempts \
-         FROM payments WHERE merchant = $1 AND card_id = $2 AND created_at > $3";
+         COUNT(CASE WHEN initiator = 'MERCHANT' THEN 1 END) AS attempts \
+         FROM payments WHERE merchant = $1 AND card_id = $2 AND decline IS NOT NULL AND created_at > $3";
     let args =
         [Arg::Text(merchant.as_str()), Arg::Text(card_id.as_str()), Arg::Int(since.0), Arg::Int(now.0)];
     let row = db.find(SQL, &args).await?.ok_or(StoreError::Damaged)?;

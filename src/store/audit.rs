@@ -2,53 +2,58 @@
 //! that serves needs no right to update or delete here.
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
-use super::many::{Kind, Many};
+use super::many::{Columns, Kind, Many};
 use crate::base::clock::Millis;
 use crate::model::audit::{AuditRow, CLOSE, Head};
 
-/// Writes rows, each with its MAC, in the transaction of their effects.
-pub async fn insert_rows(tx: &mut Tx, rows: &[(AuditRow, [u8; 32])]) -> Result<(), StoreError> {
+/// The columns of a row to insert.
+pub(super) const COLUMNS: Columns = &[
+    ("chain", Kind::Text),
+    ("seq", Kind::Int),
+    ("at", Kind::Int),
+    ("actor", Kind::Text),
+    ("merchant", Kind::Text),
+    ("action", Kind::Text),
+    ("object", Kind::Text),
+    ("outcome", Kind::Text),
+    ("detail", Kind::Text),
+    ("origin", Kind::Text),
+    ("request_id", Kind::Text),
+    ("key_id", Kind::Text),
+    ("mac", Kind::Bytes),
+];
+
+/// A row to insert, with its MAC.
+pub type NewRow = (AuditRow, [u8; 32]);
+
+pub(super) fn args((row, mac): &NewRow) -> [Arg<'_>; 13] {
+    [
+        Arg::Text(&row.chain),
+        Arg::Int(row.seq),
+        Arg::Int(row.at.0),
+        Arg::Text(&row.actor),
+        Arg::TextOrNull(row.merchant.as_deref()),
+        Arg::Text(&row.action),
+        Arg::TextOrNull(row.object.as_deref()),
+        Arg::Text(&row.outcome),
+        Arg::TextOrNull(row.detail.as_deref()),
+        Arg::TextOrNull(row.origin.as_deref()),
+        Arg::TextOrNull(row.request_id.as_deref()),
+        Arg::Text(&row.key_id),
+        Arg::Bytes(mac),
+    ]
+}
+
+/// Writes rows in the transaction of their effects.
+pub async fn insert_rows(tx: &mut Tx, rows: &[NewRow]) -> Result<(), StoreError> {
     static SQL: Many = Many::new(
-        &[
-            ("chain", Kind::Text),
-            ("seq", Kind::Int),
-            ("at", Kind::Int),
-            ("actor", Kind::Text),
-            ("merchant", Kind::Text),
-            ("action", Kind::Text),
-            ("object", Kind::Text),
-            ("outcome", Kind::Text),
-            ("detail", Kind::Text),
-            ("origin", Kind::Text),
-            ("request_id", Kind::Text),
-            ("key_id", Kind::Text),
-            ("mac", Kind::Bytes),
-        ],
+        COLUMNS,
         "INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, detail, origin, \
          request_id, key_id, mac) SELECT chain, seq, at, actor, merchant, action, object, outcome, detail, \
          origin, request_id, key_id, mac FROM given",
     );
-    let args: Vec<[Arg<'_>; 13]> = rows
-        .iter()
-        .map(|(row, mac)| {
-            [
-                Arg::Text(&row.chain),
-                Arg::Int(row.seq),
-                Arg::Int(row.at.0),
-                Arg::Text(&row.actor),
-                Arg::TextOrNull(row.merchant.as_deref()),
-                Arg::Text(&row.action),
-                Arg::TextOrNull(row.object.as_deref()),
-                Arg::Text(&row.outcome),
-                Arg::TextOrNull(row.detail.as_deref()),
-                Arg::TextOrNull(row.origin.as_deref()),
-                Arg::TextOrNull(row.request_id.as_deref()),
-                Arg::Text(&row.key_id),
-                Arg::Bytes(mac),
-            ]
-        })
-        .collect();
-    tx.run_many(&SQL, &args).await.map(|_| ())
+    let rows: Vec<_> = rows.iter().map(args).collect();
+    tx.run_many(&SQL, &rows).await.map(|_| ())
 }
 
 fn audit_row(row: &Row) -> Result<(AuditRow, Vec<u8>), StoreError> {

@@ -13,14 +13,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Postgres, Row as _, Sqlite, Transaction};
 use zeroize::Zeroizing;
 
-use super::many::{Kind, Many};
+use super::many::{Kind, Many, Together};
 use crate::base::private_file::is_closed;
 use crate::metrics::PoolFacts;
 
@@ -243,7 +244,12 @@ enum Engine {
         writer: SqlitePool,
         readers: SqlitePool,
     },
-    Postgres(PgPool),
+    /// What is committed in groups has a connection of its own: the same one each time, so that its session
+    /// has all that the statement needs at hand, and nothing else makes it wait.
+    Postgres {
+        pool: PgPool,
+        groups: PgPool,
+    },
 }
 
 impl Db {
@@ -262,25 +268,28 @@ impl Db {
             let password = read_password(file)?;
             connect = connect.password(password.trim_end_matches(['\r', '\n']));
         }
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(WAIT)
-            .test_before_acquire(false)
-            .connect_lazy_with(connect);
-        Ok(Self { engine: Engine::Postgres(pool), turnstile: None })
+        let pool = |most| {
+            PgPoolOptions::new()
+                .max_connections(most)
+                .acquire_timeout(WAIT)
+                .test_before_acquire(false)
+                .connect_lazy_with(connect.clone())
+        };
+        let engine = Engine::Postgres { pool: pool(CONNECTIONS), groups: pool(1) };
+        Ok(Self { engine, turnstile: None })
     }
 
     /// Opens the database for reading alone: nothing is made, and nothing can be changed.
     pub async fn open_to_look(options: &Options) -> Result<Self, StoreError> {
         if !options.url.starts_with("sqlite:") {
-            let Self { engine: Engine::Postgres(pool), .. } = Self::open(options).await? else {
+            let Self { engine: Engine::Postgres { pool, .. }, .. } = Self::open(options).await? else {
                 return Err(StoreError::Url);
             };
             let connect = (*pool.connect_options()).clone();
             let connect = connect.options([("default_transaction_read_only", "on")]);
             let pool =
                 PgPoolOptions::new().max_connections(2).acquire_timeout(WAIT).connect_lazy_with(connect);
-            return Ok(Self { engine: Engine::Postgres(pool), turnstile: None });
+            return Ok(Self { engine: Engine::Postgres { groups: pool.clone(), pool }, turnstile: None });
         }
         let connect = SqliteConnectOptions::from_str(&options.url).map_err(|_| StoreError::Url)?;
         // Where nobody has the database open there is no log beside it, and reading must not make one.
@@ -355,14 +364,14 @@ impl Db {
     pub(super) fn writer_sqlite(&self) -> Option<&SqlitePool> {
         match &self.engine {
             Engine::Sqlite { writer, .. } => Some(writer),
-            Engine::Postgres(_) => None,
+            Engine::Postgres { .. } => None,
         }
     }
 
     pub(super) fn postgres(&self) -> Option<&PgPool> {
         match &self.engine {
             Engine::Sqlite { .. } => None,
-            Engine::Postgres(pool) => Some(pool),
+            Engine::Postgres { pool, .. } => Some(pool),
         }
     }
 
@@ -373,7 +382,7 @@ impl Db {
             Engine::Sqlite { readers, .. } => {
                 bound!(sql, args).fetch_optional(readers).await?.map(Row::Sqlite)
             }
-            Engine::Postgres(pool) => bound!(sql, args).fetch_optional(pool).await?.map(Row::Postgres),
+            Engine::Postgres { pool, .. } => bound!(sql, args).fetch_optional(pool).await?.map(Row::Postgres),
         };
         leave(passage).await?;
         Ok(row)
@@ -386,7 +395,7 @@ impl Db {
             Engine::Sqlite { readers, .. } => {
                 bound!(sql, args).fetch_all(readers).await?.into_iter().map(Row::Sqlite).collect()
             }
-            Engine::Postgres(pool) => {
+            Engine::Postgres { pool, .. } => {
                 bound!(sql, args).fetch_all(pool).await?.into_iter().map(Row::Postgres).collect()
             }
         };
@@ -399,7 +408,7 @@ impl Db {
         let passage = self.enter(Work::Write).await?;
         let changed = match &self.engine {
             Engine::Sqlite { writer, .. } => bound!(sql, args).execute(writer).await?.rows_affected(),
-            Engine::Postgres(pool) => bound!(sql, args).execute(pool).await?.rows_affected(),
+            Engine::Postgres { pool, .. } => bound!(sql, args).execute(pool).await?.rows_affected(),
         };
         leave(passage).await?;
         Ok(changed)
@@ -411,9 +420,17 @@ impl Db {
         let passage = self.enter(Work::Transaction).await?;
         let begun = match &self.engine {
             Engine::Sqlite { writer, .. } => Begun::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Engine::Postgres(pool) => Begun::Postgres(pool.begin().await?),
+            Engine::Postgres { pool, .. } => Begun::Postgres(pool.begin().await?),
         };
         Ok(Tx { begun, passage })
+    }
+
+    /// The way for what is committed in groups in one statement; none on SQLite, which has one writer anyway.
+    pub fn groups(&self) -> Option<Groups<'_>> {
+        match &self.engine {
+            Engine::Sqlite { .. } => None,
+            Engine::Postgres { groups, .. } => Some(Groups { db: self, connections: groups }),
+        }
     }
 
     /// The connections of each pool.
@@ -425,7 +442,7 @@ impl Db {
         }
         match &self.engine {
             Engine::Sqlite { writer, readers } => vec![facts("writer", writer), facts("readers", readers)],
-            Engine::Postgres(pool) => vec![facts("all", pool)],
+            Engine::Postgres { pool, groups } => vec![facts("all", pool), facts("groups", groups)],
         }
     }
 
@@ -436,7 +453,10 @@ impl Db {
                 readers.close().await;
                 writer.close().await;
             }
-            Engine::Postgres(pool) => pool.close().await,
+            Engine::Postgres { pool, groups } => {
+                groups.close().await;
+                pool.close().await;
+            }
         }
     }
 }
@@ -467,6 +487,61 @@ fn make_private(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(_) if path.as_os_str().is_empty() || path == Path::new(":memory:") => Ok(()),
         Err(error) => Err(StoreError::Unavailable(sqlx::Error::Io(error))),
+    }
+}
+
+/// Binds rows as one array for each column.
+fn by_column<'a, R: AsRef<[Arg<'a>]>>(
+    mut query: Query<'a, Postgres, PgArguments>,
+    kinds: impl Iterator<Item = Kind>,
+    rows: &[R],
+) -> Query<'a, Postgres, PgArguments> {
+    for (place, kind) in kinds.enumerate() {
+        let column = rows.iter().map(|row| row.as_ref().get(place).copied());
+        query = match kind {
+            Kind::Text => query.bind(column.map(|arg| arg?.text()).collect::<Vec<_>>()),
+            Kind::Int => query.bind(column.map(|arg| arg?.int()).collect::<Vec<_>>()),
+            Kind::Bytes => query.bind(column.map(|arg| arg?.bytes()).collect::<Vec<_>>()),
+        };
+    }
+    query
+}
+
+/// PostgreSQL's connection for what is committed in groups.
+pub struct Groups<'a> {
+    db: &'a Db,
+    connections: &'a PgPool,
+}
+
+impl Groups<'_> {
+    /// Reads what a statement finds for many rows.
+    pub async fn list<'a, R>(&self, many: &'static Many, rows: &[R]) -> Result<Vec<Row>, StoreError>
+    where
+        R: AsRef<[Arg<'a>]>,
+    {
+        let passage = self.db.enter(Work::Read).await?;
+        let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
+        let found = query.fetch_all(self.connections).await?;
+        leave(passage).await?;
+        Ok(found.into_iter().map(Row::Postgres).collect())
+    }
+
+    /// Runs one statement that writes into several tables, which is its own transaction, and gives the row that
+    /// it returns. `tables` are the rows of each. Where it is [`StoreError::Refused`] nothing was written;
+    /// after any other failure nobody can know.
+    pub async fn write<'a>(
+        &self,
+        together: &'static Together,
+        tables: &[Vec<&[Arg<'a>]>],
+    ) -> Result<Option<Row>, StoreError> {
+        let passage = self.db.enter(Work::Write).await?;
+        let mut query = sqlx::query(together.text());
+        for (columns, rows) in together.tables().zip(tables) {
+            query = by_column(query, columns.iter().map(|(_, kind)| *kind), rows);
+        }
+        let found = query.fetch_optional(self.connections).await?;
+        leave(passage).await?;
+        Ok(found.map(Row::Postgres))
     }
 }
 
@@ -509,16 +584,8 @@ impl Tx {
                 }
             }
             Begun::Postgres(tx) => {
-                let mut query = sqlx::query(many.arrays());
-                for (place, kind) in many.kinds().enumerate() {
-                    let column = rows.iter().map(|row| row.as_ref().get(place).copied());
-                    query = match kind {
-                        Kind::Text => query.bind(column.map(|arg| arg?.text()).collect::<Vec<_>>()),
-                        Kind::Int => query.bind(column.map(|arg| arg?.int()).collect::<Vec<_>>()),
-                        Kind::Bytes => query.bind(column.map(|arg| arg?.bytes()).collect::<Vec<_>>()),
-                    };
-                }
                 if !rows.is_empty() {
+                    let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
                     let found = query.fetch_all(&mut **tx).await?;
                     returned.extend(found.into_iter().map(Row::Postgres));
                 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
-use super::many::{Kind, Many};
+use super::many::{Columns, Kind, Many};
 use crate::base::clock::Millis;
 use crate::base::ids::{CardId, InstanceId, Merchant};
 use crate::base::sealed::Sealed;
@@ -138,27 +138,58 @@ fn card_row(row: &Row) -> Result<CardRow, StoreError> {
     })
 }
 
+/// The columns of a card to insert.
+pub(super) const COLUMNS: Columns = &[
+    ("card_id", Kind::Text),
+    ("merchant", Kind::Text),
+    ("buyer", Kind::Text),
+    ("fingerprint", Kind::Bytes),
+    ("fingerprint_b", Kind::Bytes),
+    ("brand", Kind::Text),
+    ("bin", Kind::Text),
+    ("last4", Kind::Text),
+    ("pan", Kind::Bytes),
+    ("details", Kind::Bytes),
+    ("cvv_holder", Kind::Text),
+    ("cvv_until", Kind::Int),
+    ("cvv_for", Kind::Text),
+    ("at", Kind::Int),
+    ("epoch", Kind::Int),
+];
+
+pub(super) fn args(card: &NewCard) -> [Arg<'_>; 15] {
+    let [a, b] = &card.fingerprints;
+    let cvv = card.cvv.as_ref();
+    [
+        Arg::Text(card.card_id.as_str()),
+        Arg::Text(card.merchant.as_str()),
+        Arg::Text(card.buyer.as_deref().unwrap_or_default()),
+        Arg::BytesOrNull(a.as_ref().map(<[u8; 32]>::as_slice)),
+        Arg::BytesOrNull(b.as_ref().map(<[u8; 32]>::as_slice)),
+        Arg::Text(card.brand),
+        Arg::Text(&card.bin),
+        Arg::Text(&card.last4),
+        Arg::Bytes(card.pan.as_bytes()),
+        Arg::Bytes(card.details.as_bytes()),
+        Arg::TextOrNull(cvv.map(|slot| slot.holder.as_str())),
+        Arg::IntOrNull(cvv.map(|slot| slot.until.0)),
+        Arg::TextOrNull(cvv.and_then(|slot| slot.for_request.as_deref())),
+        Arg::Int(card.now.0),
+        Arg::Int(card.epoch),
+    ]
+}
+
+/// Two transactions that store the same cards take them in this order, so that neither waits for what the other
+/// has while the other waits for it.
+pub(super) fn in_order(cards: &mut [&NewCard]) {
+    cards.sort_unstable_by_key(|card| (&card.merchant, &card.buyer, card.fingerprints));
+}
+
 /// Inserts cards, and tells which: not one that the merchant's buyer has with this PAN, by either
 /// fingerprint, and not where the epoch of the keys is over.
 pub async fn insert_cards(tx: &mut Tx, cards: &[&NewCard]) -> Result<Vec<bool>, StoreError> {
     static SQL: Many = Many::new(
-        &[
-            ("card_id", Kind::Text),
-            ("merchant", Kind::Text),
-            ("buyer", Kind::Text),
-            ("fingerprint", Kind::Bytes),
-            ("fingerprint_b", Kind::Bytes),
-            ("brand", Kind::Text),
-            ("bin", Kind::Text),
-            ("last4", Kind::Text),
-            ("pan", Kind::Bytes),
-            ("details", Kind::Bytes),
-            ("cvv_holder", Kind::Text),
-            ("cvv_until", Kind::Int),
-            ("cvv_for", Kind::Text),
-            ("at", Kind::Int),
-            ("epoch", Kind::Int),
-        ],
+        COLUMNS,
         "INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, \
          details, cvv_holder, cvv_until, cvv_for, typed_at, version, created_at, updated_at) \
          SELECT card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, details, \
@@ -166,35 +197,10 @@ pub async fn insert_cards(tx: &mut Tx, cards: &[&NewCard]) -> Result<Vec<bool>, 
          WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = given.epoch) \
          ON CONFLICT DO NOTHING RETURNING card_id",
     );
-    // Two transactions that store the same cards take them in the same order, so that neither waits for what
-    // the other has while the other waits for it.
     let mut ordered: Vec<&NewCard> = cards.to_vec();
-    ordered.sort_unstable_by_key(|card| (&card.merchant, &card.buyer, card.fingerprints));
-    let args: Vec<[Arg<'_>; 15]> = ordered
-        .iter()
-        .map(|card| {
-            let [a, b] = &card.fingerprints;
-            let cvv = card.cvv.as_ref();
-            [
-                Arg::Text(card.card_id.as_str()),
-                Arg::Text(card.merchant.as_str()),
-                Arg::Text(card.buyer.as_deref().unwrap_or_default()),
-                Arg::BytesOrNull(a.as_ref().map(<[u8; 32]>::as_slice)),
-                Arg::BytesOrNull(b.as_ref().map(<[u8; 32]>::as_slice)),
-                Arg::Text(card.brand),
-                Arg::Text(&card.bin),
-                Arg::Text(&card.last4),
-                Arg::Bytes(card.pan.as_bytes()),
-                Arg::Bytes(card.details.as_bytes()),
-                Arg::TextOrNull(cvv.map(|slot| slot.holder.as_str())),
-                Arg::IntOrNull(cvv.map(|slot| slot.until.0)),
-                Arg::TextOrNull(cvv.and_then(|slot| slot.for_request.as_deref())),
-                Arg::Int(card.now.0),
-                Arg::Int(card.epoch),
-            ]
-        })
-        .collect();
-    let returned = tx.run_many(&SQL, &args).await?;
+    in_order(&mut ordered);
+    let rows: Vec<_> = ordered.into_iter().map(args).collect();
+    let returned = tx.run_many(&SQL, &rows).await?;
     let stored: HashSet<String> =
         returned.iter().map(|row| row.text("card_id")).collect::<Result<_, StoreError>>()?;
     Ok(cards.iter().map(|card| stored.contains(card.card_id.as_str())).collect())

@@ -4,7 +4,7 @@
 //! transaction committed first.
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
-use super::many::{Kind, Many};
+use super::many::{Columns, Kind, Many};
 use crate::base::clock::Millis;
 use crate::base::ids::{EventId, Merchant};
 use crate::base::json::Object;
@@ -35,36 +35,38 @@ pub async fn insert_event(tx: &mut Tx, event: &NewEvent<'_>) -> Result<(), Store
     insert_events(tx, std::slice::from_ref(event)).await
 }
 
+/// The columns of an event to insert.
+pub(super) const COLUMNS: Columns = &[
+    ("event_id", Kind::Text),
+    ("merchant", Kind::Text),
+    ("kind", Kind::Text),
+    ("object_type", Kind::Text),
+    ("object_id", Kind::Text),
+    ("body", Kind::Text),
+    ("created_at", Kind::Int),
+];
+
+pub(super) fn args<'a>(event: &NewEvent<'a>) -> [Arg<'a>; 7] {
+    [
+        Arg::Text(event.event_id.as_str()),
+        Arg::Text(event.merchant.as_str()),
+        Arg::Text(event.kind.name()),
+        Arg::Text(event.object_type),
+        Arg::Text(event.object_id),
+        Arg::Text(event.body),
+        Arg::Int(event.created_at.0),
+    ]
+}
+
 /// As [`insert_event`], for many.
 pub async fn insert_events(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<(), StoreError> {
     static SQL: Many = Many::new(
-        &[
-            ("event_id", Kind::Text),
-            ("merchant", Kind::Text),
-            ("kind", Kind::Text),
-            ("object_type", Kind::Text),
-            ("object_id", Kind::Text),
-            ("body", Kind::Text),
-            ("created_at", Kind::Int),
-        ],
+        COLUMNS,
         "INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
          SELECT event_id, merchant, NULL, kind, object_type, object_id, body, created_at FROM given",
     );
-    let args: Vec<[Arg<'_>; 7]> = events
-        .iter()
-        .map(|event| {
-            [
-                Arg::Text(event.event_id.as_str()),
-                Arg::Text(event.merchant.as_str()),
-                Arg::Text(event.kind.name()),
-                Arg::Text(event.object_type),
-                Arg::Text(event.object_id),
-                Arg::Text(event.body),
-                Arg::Int(event.created_at.0),
-            ]
-        })
-        .collect();
-    tx.run_many(&SQL, &args).await.map(|_| ())
+    let rows: Vec<_> = events.iter().map(args).collect();
+    tx.run_many(&SQL, &rows).await.map(|_| ())
 }
 
 /// The merchants that have committed events without a position. One look into the index for each of

@@ -1,5 +1,6 @@
 //! Statements over many rows at once, for what is committed in groups. PostgreSQL gets each column as an
-//! array; SQLite gets rows in chunks of a few sizes, so that few statements are prepared.
+//! array, also for several tables in one statement, which needs no transaction around it; SQLite gets rows in
+//! chunks of a few sizes, so that few statements are prepared.
 
 use std::sync::OnceLock;
 
@@ -14,12 +15,15 @@ pub enum Kind {
     Bytes,
 }
 
+/// Names and kinds of columns.
+pub type Columns = &'static [(&'static str, Kind)];
+
 /// How many rows one statement takes on SQLite, largest first.
 const CHUNKS: [usize; 6] = [32, 16, 8, 4, 2, 1];
 
 /// A statement over rows that it calls `given`, with columns of these names and kinds.
 pub struct Many {
-    columns: &'static [(&'static str, Kind)],
+    columns: Columns,
     rest: &'static str,
     texts: OnceLock<Texts>,
 }
@@ -31,7 +35,7 @@ struct Texts {
 
 impl Many {
     /// `rest` is what follows `WITH given (…) AS (…)`.
-    pub const fn new(columns: &'static [(&'static str, Kind)], rest: &'static str) -> Self {
+    pub const fn new(columns: Columns, rest: &'static str) -> Self {
         Self { columns, rest, texts: OnceLock::new() }
     }
 
@@ -54,21 +58,9 @@ impl Many {
 
     fn texts(&self) -> &Texts {
         self.texts.get_or_init(|| {
-            let names: Vec<&str> = self.columns.iter().map(|(name, _)| *name).collect();
+            let names = names(self.columns);
             let whole =
                 |source: &str| format!("WITH given ({}) AS ({source}) {}", names.join(", "), self.rest);
-            let arrays: Vec<String> = self
-                .kinds()
-                .enumerate()
-                .map(|(place, kind)| {
-                    let kind = match kind {
-                        Kind::Text => "text",
-                        Kind::Int => "bigint",
-                        Kind::Bytes => "bytea",
-                    };
-                    format!("${}::{kind}[]", place + 1)
-                })
-                .collect();
             let chunk = |size: usize| {
                 let row = |row: usize| {
                     let first = row * names.len() + 1;
@@ -78,11 +70,62 @@ impl Many {
                 whole(&format!("VALUES {}", (0..size).map(row).collect::<Vec<_>>().join(", ")))
             };
             Texts {
-                arrays: whole(&format!("SELECT * FROM unnest({})", arrays.join(", "))),
+                arrays: whole(&unnested(self.columns, 1)),
                 chunks: CHUNKS.map(chunk),
             }
         })
     }
+}
+
+/// A statement of PostgreSQL's over the rows of several tables, each given under a name.
+pub struct Together {
+    tables: &'static [(&'static str, Columns)],
+    rest: &'static str,
+    text: OnceLock<String>,
+}
+
+impl Together {
+    /// `rest` follows `WITH name (…) AS (…), …, `: the statements that write, and what is asked in the end.
+    pub const fn new(tables: &'static [(&'static str, Columns)], rest: &'static str) -> Self {
+        Self { tables, rest, text: OnceLock::new() }
+    }
+
+    pub(super) fn tables(&self) -> impl Iterator<Item = Columns> {
+        self.tables.iter().map(|(_, columns)| *columns)
+    }
+
+    /// The text: a parameter for each column of each table, an array.
+    pub(super) fn text(&'static self) -> &'static str {
+        self.text.get_or_init(|| {
+            let (mut text, mut next) = (String::from("WITH "), 1);
+            for (name, columns) in self.tables {
+                text += &format!(
+                    "{name} ({}) AS ({}), ",
+                    names(columns).join(", "),
+                    unnested(columns, next)
+                );
+                next += columns.len();
+            }
+            text + self.rest
+        })
+    }
+}
+
+fn names(columns: Columns) -> Vec<&'static str> {
+    columns.iter().map(|(name, _)| *name).collect()
+}
+
+/// Rows of columns that are given as arrays from a parameter on.
+fn unnested(columns: Columns, first: usize) -> String {
+    let arrays = columns.iter().enumerate().map(|(place, (_, kind))| {
+        let kind = match kind {
+            Kind::Text => "text",
+            Kind::Int => "bigint",
+            Kind::Bytes => "bytea",
+        };
+        format!("${}::{kind}[]", first + place)
+    });
+    format!("SELECT * FROM unnest({})", arrays.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -105,6 +148,20 @@ mod tests {
                 "WITH given (a, b) AS (VALUES ($1, $2), ($3, $4)) INSERT INTO t (a, b) SELECT a, b FROM given",
                 2
             )
+        );
+    }
+
+    #[test]
+    fn several_tables_number_their_parameters_on() {
+        static BOTH: Together = Together::new(
+            &[("one", &[("a", Kind::Text), ("b", Kind::Int)]), ("two", &[("c", Kind::Bytes)])],
+            "done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1",
+        );
+        assert_eq!(
+            BOTH.text(),
+            "WITH one (a, b) AS (SELECT * FROM unnest($1::text[], $2::bigint[])), \
+             two (c) AS (SELECT * FROM unnest($3::bytea[])), \
+             done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1"
         );
     }
 

@@ -8,6 +8,7 @@ pub mod cards;
 pub mod events;
 pub mod facts;
 pub mod fingerprints;
+pub mod groups;
 pub mod keys;
 pub mod leases;
 pub mod many;

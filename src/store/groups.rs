@@ -1,0 +1,108 @@
+//! New cards with their events and audit rows in one statement of PostgreSQL's, which is its own transaction:
+//! one round trip, where a transaction of three statements takes five. All of a group is stored, or nothing.
+
+use std::collections::HashSet;
+
+use super::audit::{self, NewRow};
+use super::backend::{Arg, Groups, StoreError};
+use super::cards::{self, NewCard};
+use super::events::{self, NewEvent};
+use super::many::{Kind, Many, Together};
+
+/// Which of these cards the merchant's buyer has already, by either fingerprint, or has earlier in this list.
+pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<bool>, StoreError> {
+    // A join would read all cards where PostgreSQL knows too little of the table.
+    static SQL: Many = Many::new(
+        &[
+            ("place", Kind::Int),
+            ("merchant", Kind::Text),
+            ("buyer", Kind::Text),
+            ("a", Kind::Bytes),
+            ("b", Kind::Bytes),
+        ],
+        "SELECT place FROM given CROSS JOIN LATERAL (SELECT 1 FROM cards WHERE cards.merchant = given.merchant \
+             AND cards.buyer = given.buyer AND cards.fingerprint = given.a LIMIT 1) AS known \
+         UNION ALL \
+         SELECT place FROM given CROSS JOIN LATERAL (SELECT 1 FROM cards WHERE cards.merchant = given.merchant \
+             AND cards.buyer = given.buyer AND cards.fingerprint_b = given.b LIMIT 1) AS known_b",
+    );
+    let mut rows = Vec::with_capacity(given.len());
+    for (place, card) in given.iter().enumerate() {
+        let [a, b] = &card.fingerprints;
+        rows.push([
+            Arg::Int(i64::try_from(place).unwrap_or(i64::MAX)),
+            Arg::Text(card.merchant.as_str()),
+            Arg::Text(card.buyer.as_deref().unwrap_or_default()),
+            Arg::BytesOrNull(a.as_ref().map(<[u8; 32]>::as_slice)),
+            Arg::BytesOrNull(b.as_ref().map(<[u8; 32]>::as_slice)),
+        ]);
+    }
+    let mut known = vec![false; given.len()];
+    for row in groups.list(&SQL, &rows).await? {
+        let place = usize::try_from(row.int("place")?).ok();
+        *place.and_then(|place| known.get_mut(place)).ok_or(StoreError::Damaged)? = true;
+    }
+    let mut seen = HashSet::new();
+    for (card, known) in given.iter().zip(&mut known) {
+        for (slot, digest) in card.fingerprints.iter().enumerate() {
+            if let Some(digest) = digest {
+                *known |= !seen.insert((&card.merchant, &card.buyer, slot, digest));
+            }
+        }
+    }
+    Ok(known)
+}
+
+/// Stores cards with their events and audit rows; `false` where nothing was: the epoch of the keys is over,
+/// or a card that came alone is known. Where one of several is known after all, the statement is refused.
+pub async fn store(
+    groups: &Groups<'_>,
+    given: &[&NewCard],
+    told: &[NewEvent<'_>],
+    noted: &[NewRow],
+) -> Result<bool, StoreError> {
+    macro_rules! statement {
+        ($conflict:literal) => {
+            Together::new(
+                &[
+                    ("given_cards", cards::COLUMNS),
+                    ("given_events", events::COLUMNS),
+                    ("given_rows", audit::COLUMNS),
+                ],
+                concat!(
+                    "stored AS (INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, \
+                     bin, last4, pan, details, cvv_holder, cvv_until, cvv_for, typed_at, version, created_at, \
+                     updated_at) SELECT card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, \
+                     pan, details, cvv_holder, cvv_until, cvv_for, at, 1, at, at FROM given_cards \
+                     WHERE NOT EXISTS (SELECT 1 FROM given_cards AS other WHERE other.epoch IS DISTINCT FROM \
+                     (SELECT key_epoch.epoch FROM key_epoch WHERE one = 1))",
+                    $conflict,
+                    " RETURNING 1), \
+                     told AS (INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, \
+                     body, created_at) SELECT event_id, merchant, NULL, kind, object_type, object_id, body, \
+                     created_at FROM given_events WHERE EXISTS (SELECT 1 FROM stored)), \
+                     noted AS (INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, \
+                     detail, origin, request_id, key_id, mac) SELECT chain, seq, at, actor, merchant, action, \
+                     object, outcome, detail, origin, request_id, key_id, mac FROM given_rows \
+                     WHERE EXISTS (SELECT 1 FROM stored)) \
+                     SELECT COUNT(*) AS stored FROM stored"
+                ),
+            )
+        };
+    }
+    static ALONE: Together = statement!(" ON CONFLICT DO NOTHING");
+    static SEVERAL: Together = statement!("");
+    let mut ordered = given.to_vec();
+    cards::in_order(&mut ordered);
+    let given_cards: Vec<_> = ordered.into_iter().map(cards::args).collect();
+    let given_events: Vec<_> = told.iter().map(events::args).collect();
+    let given_rows: Vec<_> = noted.iter().map(audit::args).collect();
+    let tables = [
+        given_cards.iter().map(<[Arg<'_>; 15]>::as_slice).collect(),
+        given_events.iter().map(<[Arg<'_>; 7]>::as_slice).collect(),
+        given_rows.iter().map(<[Arg<'_>; 13]>::as_slice).collect::<Vec<_>>(),
+    ];
+    let statement = if given.len() == 1 { &ALONE } else { &SEVERAL };
+    let row = groups.write(statement, &tables).await?.ok_or(StoreError::Damaged)?;
+    Ok(row.int("stored")? > 0)
+}
