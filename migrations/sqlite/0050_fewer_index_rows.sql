@@ -6,5 +6,5 @@ DROP INDEX cards_pan;
 DROP INDEX cards_pan_b;
 DROP INDEX cards_fingerprint;
 DROP INDEX cards_fingerprint_b;
-CREATE UNIQUE INDEX cards_pan ON cards (merchant, fingerprint, buyer) WHERE fingerprint IS NOT NULL;
-CREATE UNIQUE INDEX cards_pan_b ON cards (merchant, fingerprint_b, buyer) WHERE fingerprint_b IS NOT NULL;
+CREATE UNIQUE INDEX cards_pan ON cards (fingerprint, buyer, merchant) WHERE fingerprint IS NOT NULL;
+CREATE UNIQUE INDEX cards_pan_b ON cards (fingerprint_b, buyer, merchant) WHERE fingerprint_b IS NOT NULL;

@@ -2,8 +2,8 @@
 //! rows by column name. (`sqlx::Any` fails on several types at run time, and bodies generic over the
 //! driver cost every query a page of bounds.)
 //!
-//! Every write must run on a task of its own, never inside a caller's future: a future that is dropped
-//! during `BEGIN` returns its connection with an open transaction (sqlx up to 0.9.0).
+//! Every write must run on a task of its own, never inside a caller's future: what is dropped half done closes
+//! its connection.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -13,14 +13,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Postgres, Row as _, Sqlite, Transaction};
+use sqlx::{Executor as _, Postgres, Row as _, Sqlite};
 use zeroize::Zeroizing;
 
+use super::lent::{Lender, Lent};
 use super::many::{Kind, Many, Together};
 use crate::base::private_file::is_closed;
 use crate::metrics::PoolFacts;
@@ -85,6 +86,16 @@ fn is_passing(code: Option<&str>) -> bool {
         return matches!(sqlite & 0xff, 5 | 6 | 8 | 10 | 13 | 14);
     }
     ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25006"
+}
+
+/// Whether a connection is as it was before a statement that came to this.
+pub(super) fn is_whole_after<T>(done: &Result<T, sqlx::Error>) -> bool {
+    match done {
+        Ok(_) => true,
+        // What passes may have ended the session.
+        Err(sqlx::Error::Database(refused)) => !is_passing(refused.code().as_deref()),
+        Err(_) => false,
+    }
 }
 
 /// Where the database is.
@@ -203,6 +214,22 @@ macro_rules! bound {
     }};
 }
 
+/// Runs one statement on a connection that is lent for it. After a statement that was refused it is as whole as
+/// after one that was not.
+macro_rules! on {
+    ($lender:expr, $connection:ident => $statement:expr) => {{
+        let mut lent = $lender.lend().await?;
+        let $connection = lent.connection()?;
+        let done = $statement.await;
+        if $crate::store::backend::is_whole_after(&done) {
+            lent.give_back();
+        }
+        done?
+    }};
+}
+
+pub(super) use on;
+
 /// What is about to be done in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
@@ -241,14 +268,14 @@ pub struct Db {
 enum Engine {
     /// One connection writes; SQLite has one write lock, and waiting in a queue is fairer than busy.
     Sqlite {
-        writer: SqlitePool,
-        readers: SqlitePool,
+        writer: Lender<Sqlite>,
+        readers: Lender<Sqlite>,
     },
     /// What is committed in groups has a connection of its own: the same one each time, so that its session
     /// has all that the statement needs at hand, and nothing else makes it wait.
     Postgres {
-        pool: PgPool,
-        groups: PgPool,
+        pool: Lender<Postgres>,
+        groups: Lender<Postgres>,
     },
 }
 
@@ -258,23 +285,8 @@ impl Db {
         if options.url.starts_with("sqlite:") {
             return Self::open_sqlite(&options.url).await;
         }
-        if !options.url.starts_with("postgres:") && !options.url.starts_with("postgresql:") {
-            return Err(StoreError::Url);
-        }
-        let mut connect = PgConnectOptions::from_str(&options.url)
-            .map_err(|_| StoreError::Url)?
-            .application_name("cardvault");
-        if let Some(file) = &options.password_file {
-            let password = read_password(file)?;
-            connect = connect.password(password.trim_end_matches(['\r', '\n']));
-        }
-        let pool = |most| {
-            PgPoolOptions::new()
-                .max_connections(most)
-                .acquire_timeout(WAIT)
-                .test_before_acquire(false)
-                .connect_lazy_with(connect.clone())
-        };
+        let connect = postgres_options(options)?;
+        let pool = |most| lender(most, connect.clone());
         let engine = Engine::Postgres { pool: pool(CONNECTIONS), groups: pool(1) };
         Ok(Self { engine, turnstile: None })
     }
@@ -282,13 +294,8 @@ impl Db {
     /// Opens the database for reading alone: nothing is made, and nothing can be changed.
     pub async fn open_to_look(options: &Options) -> Result<Self, StoreError> {
         if !options.url.starts_with("sqlite:") {
-            let Self { engine: Engine::Postgres { pool, .. }, .. } = Self::open(options).await? else {
-                return Err(StoreError::Url);
-            };
-            let connect = (*pool.connect_options()).clone();
-            let connect = connect.options([("default_transaction_read_only", "on")]);
-            let pool =
-                PgPoolOptions::new().max_connections(2).acquire_timeout(WAIT).connect_lazy_with(connect);
+            let connect = postgres_options(options)?.options([("default_transaction_read_only", "on")]);
+            let pool = lender(2, connect);
             return Ok(Self { engine: Engine::Postgres { groups: pool.clone(), pool }, turnstile: None });
         }
         let connect = SqliteConnectOptions::from_str(&options.url).map_err(|_| StoreError::Url)?;
@@ -302,6 +309,7 @@ impl Db {
         let connect = connect.create_if_missing(false).read_only(true).immutable(!served).busy_timeout(WAIT);
         let pool =
             SqlitePoolOptions::new().max_connections(1).acquire_timeout(WAIT).connect_lazy_with(connect);
+        let pool = Lender::new(pool, WAIT);
         let db = Self { engine: Engine::Sqlite { writer: pool.clone(), readers: pool }, turnstile: None };
         db.check_sqlite_version().await?;
         Ok(db)
@@ -327,6 +335,7 @@ impl Db {
             .max_connections(CONNECTIONS)
             .acquire_timeout(WAIT)
             .connect_lazy_with(connect.pragma("query_only", "on"));
+        let (writer, readers) = (Lender::new(writer, WAIT), Lender::new(readers, WAIT));
         let db = Self { engine: Engine::Sqlite { writer, readers }, turnstile: None };
         db.check_sqlite_version().await?;
         Ok(db)
@@ -361,18 +370,20 @@ impl Db {
         matches!(self.engine, Engine::Sqlite { .. })
     }
 
-    pub(super) fn writer_sqlite(&self) -> Option<&SqlitePool> {
-        match &self.engine {
-            Engine::Sqlite { writer, .. } => Some(writer),
-            Engine::Postgres { .. } => None,
-        }
-    }
-
-    pub(super) fn postgres(&self) -> Option<&PgPool> {
+    /// PostgreSQL's connections, for statements that only it has.
+    pub(super) fn postgres(&self) -> Option<&Lender<Postgres>> {
         match &self.engine {
             Engine::Sqlite { .. } => None,
             Engine::Postgres { pool, .. } => Some(pool),
         }
+    }
+
+    /// The connection on which the schema is changed.
+    pub(super) async fn schema(&self) -> Result<Schema, StoreError> {
+        Ok(match &self.engine {
+            Engine::Sqlite { writer, .. } => Schema::Sqlite(writer.lend().await?),
+            Engine::Postgres { pool, .. } => Schema::Postgres(pool.lend().await?),
+        })
     }
 
     /// Reads at most one row.
@@ -380,9 +391,11 @@ impl Db {
         let passage = self.enter(Work::Read).await?;
         let row = match &self.engine {
             Engine::Sqlite { readers, .. } => {
-                bound!(sql, args).fetch_optional(readers).await?.map(Row::Sqlite)
+                on!(readers, connection => bound!(sql, args).fetch_optional(connection)).map(Row::Sqlite)
             }
-            Engine::Postgres { pool, .. } => bound!(sql, args).fetch_optional(pool).await?.map(Row::Postgres),
+            Engine::Postgres { pool, .. } => {
+                on!(pool, connection => bound!(sql, args).fetch_optional(connection)).map(Row::Postgres)
+            }
         };
         leave(passage).await?;
         Ok(row)
@@ -393,10 +406,12 @@ impl Db {
         let passage = self.enter(Work::Read).await?;
         let rows = match &self.engine {
             Engine::Sqlite { readers, .. } => {
-                bound!(sql, args).fetch_all(readers).await?.into_iter().map(Row::Sqlite).collect()
+                let rows = on!(readers, connection => bound!(sql, args).fetch_all(connection));
+                rows.into_iter().map(Row::Sqlite).collect()
             }
             Engine::Postgres { pool, .. } => {
-                bound!(sql, args).fetch_all(pool).await?.into_iter().map(Row::Postgres).collect()
+                let rows = on!(pool, connection => bound!(sql, args).fetch_all(connection));
+                rows.into_iter().map(Row::Postgres).collect()
             }
         };
         leave(passage).await?;
@@ -407,8 +422,12 @@ impl Db {
     pub async fn execute(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
         let passage = self.enter(Work::Write).await?;
         let changed = match &self.engine {
-            Engine::Sqlite { writer, .. } => bound!(sql, args).execute(writer).await?.rows_affected(),
-            Engine::Postgres { pool, .. } => bound!(sql, args).execute(pool).await?.rows_affected(),
+            Engine::Sqlite { writer, .. } => {
+                on!(writer, connection => bound!(sql, args).execute(connection)).rows_affected()
+            }
+            Engine::Postgres { pool, .. } => {
+                on!(pool, connection => bound!(sql, args).execute(connection)).rows_affected()
+            }
         };
         leave(passage).await?;
         Ok(changed)
@@ -419,8 +438,16 @@ impl Db {
     pub async fn begin_write(&self) -> Result<Tx, StoreError> {
         let passage = self.enter(Work::Transaction).await?;
         let begun = match &self.engine {
-            Engine::Sqlite { writer, .. } => Begun::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?),
-            Engine::Postgres { pool, .. } => Begun::Postgres(pool.begin().await?),
+            Engine::Sqlite { writer, .. } => {
+                let mut lent = writer.lend().await?;
+                lent.connection()?.execute("BEGIN IMMEDIATE").await?;
+                Begun::Sqlite(lent)
+            }
+            Engine::Postgres { pool, .. } => {
+                let mut lent = pool.lend().await?;
+                lent.connection()?.execute("BEGIN").await?;
+                Begun::Postgres(lent)
+            }
         };
         Ok(Tx { begun, passage })
     }
@@ -435,10 +462,9 @@ impl Db {
 
     /// The connections of each pool.
     pub fn pools(&self) -> Vec<PoolFacts> {
-        fn facts<DB: sqlx::Database>(name: &'static str, pool: &sqlx::Pool<DB>) -> PoolFacts {
-            let idle = u32::try_from(pool.num_idle()).unwrap_or(u32::MAX);
-            let most = pool.options().get_max_connections();
-            PoolFacts { name, used: pool.size().saturating_sub(idle), idle, most }
+        fn facts<DB: sqlx::Database>(name: &'static str, lender: &Lender<DB>) -> PoolFacts {
+            let (most, open, idle) = lender.facts();
+            PoolFacts { name, used: open.saturating_sub(idle), idle, most }
         }
         match &self.engine {
             Engine::Sqlite { writer, readers } => vec![facts("writer", writer), facts("readers", readers)],
@@ -466,6 +492,27 @@ async fn leave(passage: Option<Box<dyn Passage>>) -> Result<(), StoreError> {
         None => Ok(()),
         Some(passage) => passage.leave().await,
     }
+}
+
+fn postgres_options(options: &Options) -> Result<PgConnectOptions, StoreError> {
+    if !options.url.starts_with("postgres:") && !options.url.starts_with("postgresql:") {
+        return Err(StoreError::Url);
+    }
+    let connect = PgConnectOptions::from_str(&options.url)
+        .map_err(|_| StoreError::Url)?
+        .application_name("cardvault");
+    let Some(file) = &options.password_file else { return Ok(connect) };
+    let password = read_password(file)?;
+    Ok(connect.password(password.trim_end_matches(['\r', '\n'])))
+}
+
+fn lender(most: u32, connect: PgConnectOptions) -> Lender<Postgres> {
+    let pool = PgPoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(WAIT)
+        .test_before_acquire(false)
+        .connect_lazy_with(connect);
+    Lender::new(pool, WAIT)
 }
 
 /// Reads a password that nobody but its owner may be able to read.
@@ -510,7 +557,7 @@ fn by_column<'a, R: AsRef<[Arg<'a>]>>(
 /// PostgreSQL's connection for what is committed in groups.
 pub struct Groups<'a> {
     db: &'a Db,
-    connections: &'a PgPool,
+    connections: &'a Lender<Postgres>,
 }
 
 impl Groups<'_> {
@@ -521,7 +568,7 @@ impl Groups<'_> {
     {
         let passage = self.db.enter(Work::Read).await?;
         let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
-        let found = query.fetch_all(self.connections).await?;
+        let found = on!(self.connections, connection => query.fetch_all(connection));
         leave(passage).await?;
         Ok(found.into_iter().map(Row::Postgres).collect())
     }
@@ -539,7 +586,7 @@ impl Groups<'_> {
         for (columns, rows) in together.tables().zip(tables) {
             query = by_column(query, columns.iter().map(|(_, kind)| *kind), rows);
         }
-        let found = query.fetch_optional(self.connections).await?;
+        let found = on!(self.connections, connection => query.fetch_optional(connection));
         leave(passage).await?;
         Ok(found.map(Row::Postgres))
     }
@@ -552,16 +599,41 @@ pub struct Tx {
 }
 
 enum Begun {
-    Sqlite(Transaction<'static, Sqlite>),
-    Postgres(Transaction<'static, Postgres>),
+    Sqlite(Lent<Sqlite>),
+    Postgres(Lent<Postgres>),
+}
+
+impl Begun {
+    /// Ends the transaction by a statement. Where that fails the connection is closed.
+    async fn end(self, by: &'static str) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(mut lent) => {
+                lent.connection()?.execute(by).await?;
+                lent.give_back();
+            }
+            Self::Postgres(mut lent) => {
+                lent.connection()?.execute(by).await?;
+                lent.give_back();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The connection on which the schema is changed.
+pub(super) enum Schema {
+    /// Of SQLite.
+    Sqlite(Lent<Sqlite>),
+    /// Of PostgreSQL.
+    Postgres(Lent<Postgres>),
 }
 
 impl Tx {
     /// Runs one writing statement and tells how many rows it changed.
     pub async fn execute(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
         Ok(match &mut self.begun {
-            Begun::Sqlite(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
-            Begun::Postgres(tx) => bound!(sql, args).execute(&mut **tx).await?.rows_affected(),
+            Begun::Sqlite(tx) => bound!(sql, args).execute(tx.connection()?).await?.rows_affected(),
+            Begun::Postgres(tx) => bound!(sql, args).execute(tx.connection()?).await?.rows_affected(),
         })
     }
 
@@ -578,7 +650,7 @@ impl Tx {
                     let (sql, size) = many.chunk(left.len());
                     let (these, others) = left.split_at(size);
                     let args = these.iter().flat_map(|row| row.as_ref());
-                    let found = bound!(sql, args).fetch_all(&mut **tx).await?;
+                    let found = bound!(sql, args).fetch_all(tx.connection()?).await?;
                     returned.extend(found.into_iter().map(Row::Sqlite));
                     left = others;
                 }
@@ -586,7 +658,7 @@ impl Tx {
             Begun::Postgres(tx) => {
                 if !rows.is_empty() {
                     let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
-                    let found = query.fetch_all(&mut **tx).await?;
+                    let found = query.fetch_all(tx.connection()?).await?;
                     returned.extend(found.into_iter().map(Row::Postgres));
                 }
             }
@@ -601,19 +673,13 @@ impl Tx {
 
     /// Makes the changes durable. Where this fails, nobody can know whether they are.
     pub async fn commit(self) -> Result<(), StoreError> {
-        match self.begun {
-            Begun::Sqlite(tx) => tx.commit().await?,
-            Begun::Postgres(tx) => tx.commit().await?,
-        }
+        self.begun.end("COMMIT").await?;
         leave(self.passage).await
     }
 
     /// Takes the changes back.
     pub async fn rollback(self) -> Result<(), StoreError> {
-        match self.begun {
-            Begun::Sqlite(tx) => tx.rollback().await?,
-            Begun::Postgres(tx) => tx.rollback().await?,
-        }
+        self.begun.end("ROLLBACK").await?;
         leave(self.passage).await
     }
 }

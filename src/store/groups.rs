@@ -11,7 +11,8 @@ use super::many::{Kind, Many, Together};
 
 /// Which of these cards the merchant's buyer has already, by either fingerprint, or has earlier in this list.
 pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<bool>, StoreError> {
-    // A join would read all cards where PostgreSQL knows too little of the table.
+    // A join would read all cards where PostgreSQL knows too little of the table, and so would an index that
+    // begins with the merchant.
     static SQL: Many = Many::new(
         &[
             ("place", Kind::Int),
@@ -20,11 +21,11 @@ pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<b
             ("a", Kind::Bytes),
             ("b", Kind::Bytes),
         ],
-        "SELECT place FROM given CROSS JOIN LATERAL (SELECT 1 FROM cards WHERE cards.merchant = given.merchant \
-             AND cards.buyer = given.buyer AND cards.fingerprint = given.a LIMIT 1) AS known \
+        "SELECT place FROM given CROSS JOIN LATERAL (SELECT 1 FROM cards WHERE cards.fingerprint = given.a \
+             AND cards.buyer = given.buyer AND cards.merchant || '' = given.merchant LIMIT 1) AS known \
          UNION ALL \
-         SELECT place FROM given CROSS JOIN LATERAL (SELECT 1 FROM cards WHERE cards.merchant = given.merchant \
-             AND cards.buyer = given.buyer AND cards.fingerprint_b = given.b LIMIT 1) AS known_b",
+         SELECT place FROM given CROSS JOIN LATERAL (SELECT 1 FROM cards WHERE cards.fingerprint_b = given.b \
+             AND cards.buyer = given.buyer AND cards.merchant || '' = given.merchant LIMIT 1) AS known_b",
     );
     let mut rows = Vec::with_capacity(given.len());
     for (place, card) in given.iter().enumerate() {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 
-use super::backend::{Db, StoreError};
+use super::backend::{Db, Schema, StoreError};
 
 /// Number, name, and the text for SQLite and for PostgreSQL.
 const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
@@ -70,6 +70,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0045_open_payments.sql"),
         include_str!("../../migrations/postgres/0045_open_payments.sql"),
     ),
+    (
+        50,
+        "fewer index rows",
+        include_str!("../../migrations/sqlite/0050_fewer_index_rows.sql"),
+        include_str!("../../migrations/postgres/0050_fewer_index_rows.sql"),
+    ),
 ];
 
 /// Numbers of the migrations that the database has not had yet, and of those that this program does not know;
@@ -89,10 +95,9 @@ pub async fn run(db: &Db) -> Result<(), StoreError> {
     if is_current(db, &migrator).await? {
         return Ok(());
     }
-    let done = match (db.writer_sqlite(), db.postgres()) {
-        (Some(pool), _) => migrator.run(pool).await,
-        (None, Some(pool)) => migrator.run(pool).await,
-        (None, None) => return Err(StoreError::Url),
+    let done = match db.schema().await? {
+        Schema::Sqlite(mut lent) => migrator.run(lent.connection()?).await,
+        Schema::Postgres(mut lent) => migrator.run(lent.connection()?).await,
     };
     done.map_err(|error| match error {
         MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _) if is_forbidden(&cause) => {

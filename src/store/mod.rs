@@ -11,6 +11,7 @@ pub mod fingerprints;
 pub mod groups;
 pub mod keys;
 pub mod leases;
+mod lent;
 pub mod many;
 pub mod migrate;
 pub mod notices;

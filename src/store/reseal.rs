@@ -4,7 +4,7 @@
 //! A table with a sealed column that is not listed here would keep its old key alive unseen, so a test
 //! compares [`SOURCES`] with the schema.
 
-use super::backend::{Arg, Db, Row, StoreError, Tx};
+use super::backend::{Arg, Db, Row, StoreError, Tx, on};
 use crate::base::ids::Merchant;
 use crate::base::sealed::Sealed;
 
@@ -336,17 +336,15 @@ pub async fn store(db: &Db, source: &Source, rows: &[Moved], epoch: i64) -> Resu
         rows.iter().map(|row| of(row).as_ref().map(Sealed::as_bytes)).collect()
     };
     let texts = |of: fn(&Moved) -> &str| -> Vec<&str> { rows.iter().map(of).collect() };
-    let done = sqlx::query(source.update_many)
+    let update = sqlx::query(source.update_many)
         .bind(texts(|row| &row.cursor.first))
         .bind(texts(|row| &row.cursor.second))
         .bind(bytes(|row| &row.new[0]))
         .bind(bytes(|row| &row.new[1]))
         .bind(bytes(|row| &row.old[0]))
         .bind(bytes(|row| &row.old[1]))
-        .bind(epoch)
-        .execute(pool)
-        .await?;
-    Ok(done.rows_affected())
+        .bind(epoch);
+    Ok(on!(pool, connection => update.execute(connection)).rows_affected())
 }
 
 async fn store_one(tx: &mut Tx, source: &Source, row: &Moved, epoch: i64) -> Result<u64, StoreError> {
@@ -373,7 +371,10 @@ pub async fn binary_columns(db: &Db) -> Result<Vec<String>, StoreError> {
          WHERE table_schema = current_schema() AND data_type = 'bytea' ORDER BY 1";
     let rows = match db.postgres() {
         None => db.list(SQLITE, &[]).await?,
-        Some(pool) => sqlx::query(POSTGRES).fetch_all(pool).await?.into_iter().map(Row::Postgres).collect(),
+        Some(pool) => {
+            let rows = on!(pool, connection => sqlx::query(POSTGRES).fetch_all(connection));
+            rows.into_iter().map(Row::Postgres).collect()
+        }
     };
     rows.iter().map(|row| row.text("name")).collect()
 }

@@ -1,0 +1,111 @@
+//! Connections of a `sqlx` pool that are kept at hand. The pool itself tests each connection when it comes
+//! back, which is a round trip for every statement, and goes round all of them; here the one that was used last
+//! is used next. What did not come back whole (a future that was dropped, a statement that broke it, a
+//! transaction that is open) is closed, and the pool makes another one when it is needed.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Database, Pool};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Connections to lend.
+pub(super) struct Lender<DB: Database>(Arc<Home<DB>>);
+
+impl<DB: Database> Clone for Lender<DB> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+struct Home<DB: Database> {
+    pool: Pool<DB>,
+    wait: Duration,
+    permits: Arc<Semaphore>,
+    most: u32,
+    kept: Mutex<Vec<PoolConnection<DB>>>,
+}
+
+impl<DB: Database> Home<DB> {
+    // A panic while the lock was held leaves the list whole: each change is one call.
+    fn kept(&self) -> MutexGuard<'_, Vec<PoolConnection<DB>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<DB: Database> Lender<DB> {
+    /// Lends the connections of a pool, and waits so long for one.
+    pub(super) fn new(pool: Pool<DB>, wait: Duration) -> Self {
+        let most = pool.options().get_max_connections();
+        let permits = Arc::new(Semaphore::new(usize::try_from(most).unwrap_or(1)));
+        Self(Arc::new(Home { pool, wait, permits, most, kept: Mutex::default() }))
+    }
+
+    /// A connection.
+    pub(super) async fn lend(&self) -> Result<Lent<DB>, sqlx::Error> {
+        let permit = tokio::time::timeout(self.0.wait, Arc::clone(&self.0.permits).acquire_owned()).await;
+        let permit = match permit {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) => return Err(sqlx::Error::PoolClosed),
+            Err(_) => return Err(sqlx::Error::PoolTimedOut),
+        };
+        let kept = self.0.kept().pop();
+        let connection = match kept {
+            Some(kept) => kept,
+            None => self.0.pool.acquire().await?,
+        };
+        Ok(Lent { connection: Some(connection), home: Arc::clone(&self.0), _permit: permit })
+    }
+
+    /// How many connections there may be, are open, and are not used.
+    pub(super) fn facts(&self) -> (u32, u32, u32) {
+        let kept = u32::try_from(self.0.kept().len()).unwrap_or(u32::MAX);
+        let idle = u32::try_from(self.0.pool.num_idle()).unwrap_or(u32::MAX).saturating_add(kept);
+        (self.0.most, self.0.pool.size(), idle)
+    }
+
+    /// Ends all connections; those that are lent end as they come back.
+    pub(super) async fn close(&self) {
+        self.0.permits.close();
+        let kept = std::mem::take(&mut *self.0.kept());
+        for connection in kept {
+            // It is gone, whatever it says.
+            let _ = connection.close().await;
+        }
+        self.0.pool.close().await;
+    }
+}
+
+/// A connection in somebody's hands. It is closed, unless it is given back.
+pub(super) struct Lent<DB: Database> {
+    /// There until it is given back.
+    connection: Option<PoolConnection<DB>>,
+    home: Arc<Home<DB>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<DB: Database> Lent<DB> {
+    /// The connection itself.
+    pub(super) fn connection(&mut self) -> Result<&mut DB::Connection, sqlx::Error> {
+        self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
+    }
+
+    /// Gives it back as it was lent: nothing runs on it, and no transaction is open.
+    pub(super) fn give_back(mut self) {
+        let connection = self.connection.take();
+        if self.home.permits.is_closed() {
+            // It goes to the pool, which ends it.
+            return;
+        }
+        self.home.kept().extend(connection);
+    }
+}
+
+impl<DB: Database> Drop for Lent<DB> {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.close_on_drop();
+        }
+    }
+}
