@@ -201,8 +201,7 @@ impl Inner {
         if cards.is_empty() {
             return Ok(Some(vec![false; group.len()]));
         }
-        let events: Vec<_> =
-            fresh().filter_map(|(one, _)| one.event.as_ref().map(CardEvent::row)).collect();
+        let events: Vec<_> = fresh().filter_map(|(one, _)| one.event.as_ref().map(CardEvent::row)).collect();
         let notes: Vec<_> = fresh().flat_map(|(one, _)| one.notes.iter().cloned()).collect();
         let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
         let rows = links.rows(&notes).map_err(Failed::for_all)?;

@@ -267,16 +267,10 @@ pub struct Db {
 #[derive(Clone)]
 enum Engine {
     /// One connection writes; SQLite has one write lock, and waiting in a queue is fairer than busy.
-    Sqlite {
-        writer: Lender<Sqlite>,
-        readers: Lender<Sqlite>,
-    },
+    Sqlite { writer: Lender<Sqlite>, readers: Lender<Sqlite> },
     /// What is committed in groups has a connection of its own: the same one each time, so that its session
     /// has all that the statement needs at hand, and nothing else makes it wait.
-    Postgres {
-        pool: Lender<Postgres>,
-        groups: Lender<Postgres>,
-    },
+    Postgres { pool: Lender<Postgres>, groups: Lender<Postgres> },
 }
 
 impl Db {
@@ -498,9 +492,8 @@ fn postgres_options(options: &Options) -> Result<PgConnectOptions, StoreError> {
     if !options.url.starts_with("postgres:") && !options.url.starts_with("postgresql:") {
         return Err(StoreError::Url);
     }
-    let connect = PgConnectOptions::from_str(&options.url)
-        .map_err(|_| StoreError::Url)?
-        .application_name("cardvault");
+    let connect =
+        PgConnectOptions::from_str(&options.url).map_err(|_| StoreError::Url)?.application_name("cardvault");
     let Some(file) = &options.password_file else { return Ok(connect) };
     let password = read_password(file)?;
     Ok(connect.password(password.trim_end_matches(['\r', '\n'])))

@@ -4,11 +4,14 @@
 //! transaction that is open) is closed, and the pool makes another one when it is needed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::{Database, Pool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How long a connection is used: what a session gathers in the database's server goes with it.
+const LIFE: Duration = Duration::from_secs(1800);
 
 /// Connections to lend.
 pub(super) struct Lender<DB: Database>(Arc<Home<DB>>);
@@ -24,12 +27,15 @@ struct Home<DB: Database> {
     wait: Duration,
     permits: Arc<Semaphore>,
     most: u32,
-    kept: Mutex<Vec<PoolConnection<DB>>>,
+    kept: Mutex<Vec<Kept<DB>>>,
 }
+
+/// A connection at hand, and since when there is one.
+type Kept<DB> = (PoolConnection<DB>, Instant);
 
 impl<DB: Database> Home<DB> {
     // A panic while the lock was held leaves the list whole: each change is one call.
-    fn kept(&self) -> MutexGuard<'_, Vec<PoolConnection<DB>>> {
+    fn kept(&self) -> MutexGuard<'_, Vec<Kept<DB>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -51,11 +57,11 @@ impl<DB: Database> Lender<DB> {
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
         let kept = self.0.kept().pop();
-        let connection = match kept {
+        let kept = match kept {
             Some(kept) => kept,
-            None => self.0.pool.acquire().await?,
+            None => (self.0.pool.acquire().await?, Instant::now()),
         };
-        Ok(Lent { connection: Some(connection), home: Arc::clone(&self.0), _permit: permit })
+        Ok(Lent { kept: Some(kept), home: Arc::clone(&self.0), _permit: permit })
     }
 
     /// How many connections there may be, are open, and are not used.
@@ -69,7 +75,7 @@ impl<DB: Database> Lender<DB> {
     pub(super) async fn close(&self) {
         self.0.permits.close();
         let kept = std::mem::take(&mut *self.0.kept());
-        for connection in kept {
+        for (connection, _) in kept {
             // It is gone, whatever it says.
             let _ = connection.close().await;
         }
@@ -80,7 +86,7 @@ impl<DB: Database> Lender<DB> {
 /// A connection in somebody's hands. It is closed, unless it is given back.
 pub(super) struct Lent<DB: Database> {
     /// There until it is given back.
-    connection: Option<PoolConnection<DB>>,
+    kept: Option<Kept<DB>>,
     home: Arc<Home<DB>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -88,23 +94,21 @@ pub(super) struct Lent<DB: Database> {
 impl<DB: Database> Lent<DB> {
     /// The connection itself.
     pub(super) fn connection(&mut self) -> Result<&mut DB::Connection, sqlx::Error> {
-        self.connection.as_deref_mut().ok_or(sqlx::Error::PoolClosed)
+        self.kept.as_mut().map(|(connection, _)| &mut **connection).ok_or(sqlx::Error::PoolClosed)
     }
 
     /// Gives it back as it was lent: nothing runs on it, and no transaction is open.
     pub(super) fn give_back(mut self) {
-        let connection = self.connection.take();
-        if self.home.permits.is_closed() {
-            // It goes to the pool, which ends it.
-            return;
+        let whole = |(_, since): &mut Kept<DB>| !self.home.permits.is_closed() && since.elapsed() < LIFE;
+        if let Some(kept) = self.kept.take_if(whole) {
+            self.home.kept().push(kept);
         }
-        self.home.kept().extend(connection);
     }
 }
 
 impl<DB: Database> Drop for Lent<DB> {
     fn drop(&mut self) {
-        if let Some(connection) = &mut self.connection {
+        if let Some((connection, _)) = &mut self.kept {
             connection.close_on_drop();
         }
     }

@@ -69,10 +69,7 @@ impl Many {
                 };
                 whole(&format!("VALUES {}", (0..size).map(row).collect::<Vec<_>>().join(", ")))
             };
-            Texts {
-                arrays: whole(&unnested(self.columns, 1)),
-                chunks: CHUNKS.map(chunk),
-            }
+            Texts { arrays: whole(&unnested(self.columns, 1)), chunks: CHUNKS.map(chunk) }
         })
     }
 }
@@ -99,11 +96,7 @@ impl Together {
         self.text.get_or_init(|| {
             let (mut text, mut next) = (String::from("WITH "), 1);
             for (name, columns) in self.tables {
-                text += &format!(
-                    "{name} ({}) AS ({}), ",
-                    names(columns).join(", "),
-                    unnested(columns, next)
-                );
+                text += &format!("{name} ({}) AS ({}), ", names(columns).join(", "), unnested(columns, next));
                 next += columns.len();
             }
             text + self.rest
