@@ -457,8 +457,8 @@ impl Db {
     /// The connections of each pool.
     pub fn pools(&self) -> Vec<PoolFacts> {
         fn facts<DB: sqlx::Database>(name: &'static str, lender: &Lender<DB>) -> PoolFacts {
-            let (most, open, idle) = lender.facts();
-            PoolFacts { name, used: open.saturating_sub(idle), idle, most }
+            let (most, used, idle) = lender.facts();
+            PoolFacts { name, used, idle, most }
         }
         match &self.engine {
             Engine::Sqlite { writer, readers } => vec![facts("writer", writer), facts("readers", readers)],

@@ -1,13 +1,12 @@
-//! Connections of a `sqlx` pool that are kept at hand. The pool itself tests each connection when it comes
-//! back, which is a round trip for every statement, and goes round all of them; here the one that was used last
-//! is used next. What did not come back whole (a future that was dropped, a statement that broke it, a
-//! transaction that is open) is closed, and the pool makes another one when it is needed.
+//! Connections that are kept at hand. A pool of `sqlx` makes them, which knows how to wait for a database that
+//! is away; it does not keep them, for it tests each one as it comes back, which is a round trip for every
+//! statement, and goes round all of them. Here the one that was used last is used next. What did not come back
+//! whole (a future that was dropped, a statement that broke it, a transaction that is open) is closed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::pool::PoolConnection;
-use sqlx::{Database, Pool};
+use sqlx::{Connection, Database, Pool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How long a connection is used: what a session gathers in the database's server goes with it.
@@ -31,7 +30,7 @@ struct Home<DB: Database> {
 }
 
 /// A connection at hand, and since when there is one.
-type Kept<DB> = (PoolConnection<DB>, Instant);
+type Kept<DB> = (<DB as Database>::Connection, Instant);
 
 impl<DB: Database> Home<DB> {
     // A panic while the lock was held leaves the list whole: each change is one call.
@@ -59,16 +58,16 @@ impl<DB: Database> Lender<DB> {
         let kept = self.0.kept().pop();
         let kept = match kept {
             Some(kept) => kept,
-            None => (self.0.pool.acquire().await?, Instant::now()),
+            None => (self.0.pool.acquire().await?.detach(), Instant::now()),
         };
         Ok(Lent { kept: Some(kept), home: Arc::clone(&self.0), _permit: permit })
     }
 
-    /// How many connections there may be, are open, and are not used.
+    /// How many connections there may be, are lent, and are at hand.
     pub(super) fn facts(&self) -> (u32, u32, u32) {
-        let kept = u32::try_from(self.0.kept().len()).unwrap_or(u32::MAX);
-        let idle = u32::try_from(self.0.pool.num_idle()).unwrap_or(u32::MAX).saturating_add(kept);
-        (self.0.most, self.0.pool.size(), idle)
+        let count = |places: usize| u32::try_from(places).unwrap_or(u32::MAX);
+        let lent = self.0.most.saturating_sub(count(self.0.permits.available_permits()));
+        (self.0.most, lent, count(self.0.kept().len()))
     }
 
     /// Ends all connections; those that are lent end as they come back.
@@ -83,7 +82,7 @@ impl<DB: Database> Lender<DB> {
     }
 }
 
-/// A connection in somebody's hands. It is closed, unless it is given back.
+/// A connection in somebody's hands. Unless it is given back, it is closed, and what it was at is rolled back.
 pub(super) struct Lent<DB: Database> {
     /// There until it is given back.
     kept: Option<Kept<DB>>,
@@ -94,7 +93,7 @@ pub(super) struct Lent<DB: Database> {
 impl<DB: Database> Lent<DB> {
     /// The connection itself.
     pub(super) fn connection(&mut self) -> Result<&mut DB::Connection, sqlx::Error> {
-        self.kept.as_mut().map(|(connection, _)| &mut **connection).ok_or(sqlx::Error::PoolClosed)
+        self.kept.as_mut().map(|(connection, _)| connection).ok_or(sqlx::Error::PoolClosed)
     }
 
     /// Gives it back as it was lent: nothing runs on it, and no transaction is open.
@@ -102,14 +101,6 @@ impl<DB: Database> Lent<DB> {
         let whole = |(_, since): &mut Kept<DB>| !self.home.permits.is_closed() && since.elapsed() < LIFE;
         if let Some(kept) = self.kept.take_if(whole) {
             self.home.kept().push(kept);
-        }
-    }
-}
-
-impl<DB: Database> Drop for Lent<DB> {
-    fn drop(&mut self) {
-        if let Some((connection, _)) = &mut self.kept {
-            connection.close_on_drop();
         }
     }
 }

@@ -104,11 +104,18 @@ fn shown(points: &[What]) -> String {
     words.join(", ")
 }
 
-/// The list, by flow.
-fn listed() -> BTreeMap<&'static str, &'static str> {
+/// The list, by flow, as it is where a new card is stored by `card`.
+fn listed(card: &str) -> BTreeMap<&'static str, String> {
     let lines = LIST.split("```points\n").nth(1).and_then(|rest| rest.split("```").next());
     let lines = lines.expect("the list of points in docs/durability.md").lines();
-    lines.map(|line| line.split_once(": ").expect("a flow and its points")).collect()
+    let of_engine = |points: &str| {
+        let words = points.split(", ").map(|word| if word == "card" { card } else { word });
+        words.collect::<Vec<_>>().join(", ")
+    };
+    lines
+        .map(|line| line.split_once(": ").expect("a flow and its points"))
+        .map(|(flow, points)| (flow, of_engine(points)))
+        .collect()
 }
 
 /// Runs a flow, has something happen at a point, and tells what is wrong in the end.
@@ -170,15 +177,15 @@ fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outco
     outcome
 }
 
-fn every_point(engine: &str, ground: impl Fn() -> Option<Ground> + Sync) {
-    let (started, list) = (Instant::now(), listed());
+fn every_point(engine: &str, card: &str, ground: impl Fn() -> Option<Ground> + Sync) {
+    let (started, list) = (Instant::now(), listed(card));
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 let Some(mut ground) = ground() else { return };
                 while let Some(flow) = FLOWS.get(next.fetch_add(1, SeqCst)) {
-                    let outcome = walk_through(&mut ground, flow, list.get(flow.name).copied());
+                    let outcome = walk_through(&mut ground, flow, list.get(flow.name).map(String::as_str));
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     all.failed.extend(outcome.failed);
                     all.points += outcome.points;
@@ -200,7 +207,7 @@ fn every_point(engine: &str, ground: impl Fn() -> Option<Ground> + Sync) {
 
 #[test]
 fn every_point_ends_well_on_sqlite() {
-    every_point("SQLite", || Some(Ground::sqlite()));
+    every_point("SQLite", "transaction", || Some(Ground::sqlite()));
 }
 
 #[test]
@@ -210,7 +217,7 @@ fn every_point_ends_well_on_postgres() {
     if fresh().is_none() {
         return left_out("simulation::points");
     }
-    every_point("PostgreSQL", fresh);
+    every_point("PostgreSQL", "write", fresh);
 }
 
 /// A number that a query on the merchant's rows gives.
