@@ -25,6 +25,7 @@ use ground::Ground;
 use random::Random;
 use schedule::Simulation;
 
+use super::support::leak::unheard;
 use super::support::{left_out, postgres, say, variable};
 
 /// How many seeds the tests run; `CARDVAULT_SIM_SEEDS` says otherwise. On PostgreSQL each takes several times
@@ -49,6 +50,10 @@ struct Outcome {
 
 /// Runs one seed.
 fn run(ground: &mut Ground, seed: u64, spoil: impl FnOnce(&mut Simulation<'_>)) -> Outcome {
+    unheard(|| run_heard(ground, seed, spoil))
+}
+
+fn run_heard(ground: &mut Ground, seed: u64, spoil: impl FnOnce(&mut Simulation<'_>)) -> Outcome {
     let mut choice = Random::habit(seed, "shape");
     let processes = 2 + choice.place(2);
     let grain = choice.pick(&[(25, 0), (25, 30), (25, 200), (25, 600)]);

@@ -20,6 +20,7 @@ use super::flows::{FLOWS, Flow};
 use super::ground::Ground;
 use super::schedule::Simulation;
 use super::world::{Go, What};
+use crate::support::leak::unheard;
 use crate::support::{left_out, postgres, say};
 
 const LIST: &str = include_str!("../../../docs/durability.md");
@@ -185,7 +186,8 @@ fn every_point(engine: &str, card: &str, ground: impl Fn() -> Option<Ground> + S
             scope.spawn(|| {
                 let Some(mut ground) = ground() else { return };
                 while let Some(flow) = FLOWS.get(next.fetch_add(1, SeqCst)) {
-                    let outcome = walk_through(&mut ground, flow, list.get(flow.name).map(String::as_str));
+                    let points = list.get(flow.name).map(String::as_str);
+                    let outcome = unheard(|| walk_through(&mut ground, flow, points));
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     all.failed.extend(outcome.failed);
                     all.points += outcome.points;
