@@ -80,22 +80,12 @@ impl From<sqlx::Error> for StoreError {
 /// Codes of faults that pass: SQLite busy or locked (5, 6 and their extended codes), disk full, not
 /// writable or not to be opened (8, 10, 13, 14: also where file descriptors run out); PostgreSQL's classes 08 (connection), 40 (serialisation), 53 (resources), 57
 /// (shutdown), 25006 (read-only).
-fn is_passing(code: Option<&str>) -> bool {
+pub(super) fn is_passing(code: Option<&str>) -> bool {
     let Some(code) = code else { return false };
     if let (true, Ok(sqlite)) = (code.len() < 5, code.parse::<u32>()) {
         return matches!(sqlite & 0xff, 5 | 6 | 8 | 10 | 13 | 14);
     }
     ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25006"
-}
-
-/// Whether a connection is as it was before a statement that came to this.
-pub(super) fn is_whole_after<T>(done: &Result<T, sqlx::Error>) -> bool {
-    match done {
-        Ok(_) => true,
-        // What passes may have ended the session.
-        Err(sqlx::Error::Database(refused)) => !is_passing(refused.code().as_deref()),
-        Err(_) => false,
-    }
 }
 
 /// Where the database is.
@@ -221,9 +211,7 @@ macro_rules! on {
         let mut lent = $lender.lend().await?;
         let $connection = lent.connection()?;
         let done = $statement.await;
-        if $crate::store::backend::is_whole_after(&done) {
-            lent.give_back();
-        }
+        lent.after(done.as_ref().err());
         done?
     }};
 }
@@ -434,12 +422,18 @@ impl Db {
         let begun = match &self.engine {
             Engine::Sqlite { writer, .. } => {
                 let mut lent = writer.lend().await?;
-                lent.connection()?.execute("BEGIN IMMEDIATE").await?;
+                if let Err(error) = lent.connection()?.execute("BEGIN IMMEDIATE").await {
+                    lent.after(Some(&error));
+                    return Err(error.into());
+                }
                 Begun::Sqlite(lent)
             }
             Engine::Postgres { pool, .. } => {
                 let mut lent = pool.lend().await?;
-                lent.connection()?.execute("BEGIN").await?;
+                if let Err(error) = lent.connection()?.execute("BEGIN").await {
+                    lent.after(Some(&error));
+                    return Err(error.into());
+                }
                 Begun::Postgres(lent)
             }
         };
@@ -601,12 +595,14 @@ impl Begun {
     async fn end(self, by: &'static str) -> Result<(), StoreError> {
         match self {
             Self::Sqlite(mut lent) => {
-                lent.connection()?.execute(by).await?;
-                lent.give_back();
+                let done = lent.connection()?.execute(by).await;
+                lent.after(done.as_ref().err());
+                done?;
             }
             Self::Postgres(mut lent) => {
-                lent.connection()?.execute(by).await?;
-                lent.give_back();
+                let done = lent.connection()?.execute(by).await;
+                lent.after(done.as_ref().err());
+                done?;
             }
         }
         Ok(())

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection, Database, Pool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::backend::is_passing;
+
 /// How long a connection is used: what a session gathers in the database's server goes with it.
 const LIFE: Duration = Duration::from_secs(1800);
 
@@ -96,11 +98,39 @@ impl<DB: Database> Lent<DB> {
         self.kept.as_mut().map(|(connection, _)| connection).ok_or(sqlx::Error::PoolClosed)
     }
 
+    /// Gives it back after a statement, where that left it whole. Where the server has gone away, the connections
+    /// at hand have gone with it: one caller finds out for all.
+    pub(super) fn after(self, failure: Option<&sqlx::Error>) {
+        if failure.is_none_or(leaves_whole) {
+            self.give_back();
+        } else if failure.is_some_and(ended_session) {
+            let dead = std::mem::take(&mut *self.home.kept());
+            drop(dead);
+        }
+    }
+
     /// Gives it back as it was lent: nothing runs on it, and no transaction is open.
-    pub(super) fn give_back(mut self) {
+    fn give_back(mut self) {
         let whole = |(_, since): &mut Kept<DB>| !self.home.permits.is_closed() && since.elapsed() < LIFE;
         if let Some(kept) = self.kept.take_if(whole) {
             self.home.kept().push(kept);
         }
+    }
+}
+
+/// Whether a connection is as it was before a statement that failed so.
+fn leaves_whole(failure: &sqlx::Error) -> bool {
+    // What passes may have ended the session.
+    matches!(failure, sqlx::Error::Database(refused) if !is_passing(refused.code().as_deref()))
+}
+
+/// Whether the session ended: the connection broke, or the server said that it shuts down (class 57).
+fn ended_session(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(told) => {
+            told.code().is_some_and(|code| code.len() == 5 && code.starts_with("57"))
+        }
+        _ => false,
     }
 }
