@@ -6,6 +6,19 @@ use super::many::{Columns, Kind, Many};
 use crate::base::clock::Millis;
 use crate::model::audit::{AuditRow, CLOSE, Head};
 
+/// The statement that inserts rows from what has [`COLUMNS`].
+macro_rules! insert_from {
+    ($given:literal) => {
+        concat!(
+            "INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, detail, origin, \
+             request_id, key_id, mac) SELECT chain, seq, at, actor, merchant, action, object, outcome, detail, \
+             origin, request_id, key_id, mac FROM ",
+            $given
+        )
+    };
+}
+pub(super) use insert_from;
+
 /// The columns of a row to insert.
 pub(super) const COLUMNS: Columns = &[
     ("chain", Kind::Text),
@@ -46,12 +59,7 @@ pub(super) fn args((row, mac): &NewRow) -> [Arg<'_>; 13] {
 
 /// Writes rows in the transaction of their effects.
 pub async fn insert_rows(tx: &mut Tx, rows: &[NewRow]) -> Result<(), StoreError> {
-    static SQL: Many = Many::new(
-        COLUMNS,
-        "INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, detail, origin, \
-         request_id, key_id, mac) SELECT chain, seq, at, actor, merchant, action, object, outcome, detail, \
-         origin, request_id, key_id, mac FROM given",
-    );
+    static SQL: Many = Many::new(COLUMNS, insert_from!("given"));
     let rows: Vec<_> = rows.iter().map(args).collect();
     tx.run_many(&SQL, &rows).await.map(|_| ())
 }

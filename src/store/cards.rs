@@ -138,6 +138,20 @@ fn card_row(row: &Row) -> Result<CardRow, StoreError> {
     })
 }
 
+/// The statement that inserts cards from what has [`COLUMNS`].
+macro_rules! insert_from {
+    ($given:literal) => {
+        concat!(
+            "INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, \
+             details, cvv_holder, cvv_until, cvv_for, typed_at, version, created_at, updated_at) \
+             SELECT card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, details, \
+             cvv_holder, cvv_until, cvv_for, at, 1, at, at FROM ",
+            $given
+        )
+    };
+}
+pub(super) use insert_from;
+
 /// The columns of a card to insert.
 pub(super) const COLUMNS: Columns = &[
     ("card_id", Kind::Text),
@@ -190,12 +204,11 @@ pub(super) fn in_order(cards: &mut [&NewCard]) {
 pub async fn insert_cards(tx: &mut Tx, cards: &[&NewCard]) -> Result<Vec<bool>, StoreError> {
     static SQL: Many = Many::new(
         COLUMNS,
-        "INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, \
-         details, cvv_holder, cvv_until, cvv_for, typed_at, version, created_at, updated_at) \
-         SELECT card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, pan, details, \
-         cvv_holder, cvv_until, cvv_for, at, 1, at, at FROM given \
-         WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = given.epoch) \
-         ON CONFLICT DO NOTHING RETURNING card_id",
+        concat!(
+            insert_from!("given"),
+            " WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = given.epoch) \
+             ON CONFLICT DO NOTHING RETURNING card_id"
+        ),
     );
     let mut ordered: Vec<&NewCard> = cards.to_vec();
     in_order(&mut ordered);

@@ -35,6 +35,18 @@ pub async fn insert_event(tx: &mut Tx, event: &NewEvent<'_>) -> Result<(), Store
     insert_events(tx, std::slice::from_ref(event)).await
 }
 
+/// The statement that inserts events from what has [`COLUMNS`].
+macro_rules! insert_from {
+    ($given:literal) => {
+        concat!(
+            "INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
+             SELECT event_id, merchant, NULL, kind, object_type, object_id, body, created_at FROM ",
+            $given
+        )
+    };
+}
+pub(super) use insert_from;
+
 /// The columns of an event to insert.
 pub(super) const COLUMNS: Columns = &[
     ("event_id", Kind::Text),
@@ -60,11 +72,7 @@ pub(super) fn args<'a>(event: &NewEvent<'a>) -> [Arg<'a>; 7] {
 
 /// As [`insert_event`], for many.
 pub async fn insert_events(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<(), StoreError> {
-    static SQL: Many = Many::new(
-        COLUMNS,
-        "INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
-         SELECT event_id, merchant, NULL, kind, object_type, object_id, body, created_at FROM given",
-    );
+    static SQL: Many = Many::new(COLUMNS, insert_from!("given"));
     let rows: Vec<_> = events.iter().map(args).collect();
     tx.run_many(&SQL, &rows).await.map(|_| ())
 }

@@ -71,21 +71,16 @@ pub async fn store(
                     ("given_rows", audit::COLUMNS),
                 ],
                 concat!(
-                    "stored AS (INSERT INTO cards (card_id, merchant, buyer, fingerprint, fingerprint_b, brand, \
-                     bin, last4, pan, details, cvv_holder, cvv_until, cvv_for, typed_at, version, created_at, \
-                     updated_at) SELECT card_id, merchant, buyer, fingerprint, fingerprint_b, brand, bin, last4, \
-                     pan, details, cvv_holder, cvv_until, cvv_for, at, 1, at, at FROM given_cards \
-                     WHERE NOT EXISTS (SELECT 1 FROM given_cards AS other WHERE other.epoch IS DISTINCT FROM \
+                    "stored AS (",
+                    cards::insert_from!("given_cards"),
+                    " WHERE NOT EXISTS (SELECT 1 FROM given_cards AS other WHERE other.epoch IS DISTINCT FROM \
                      (SELECT key_epoch.epoch FROM key_epoch WHERE one = 1))",
                     $conflict,
-                    " RETURNING 1), \
-                     told AS (INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, \
-                     body, created_at) SELECT event_id, merchant, NULL, kind, object_type, object_id, body, \
-                     created_at FROM given_events WHERE EXISTS (SELECT 1 FROM stored)), \
-                     noted AS (INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, \
-                     detail, origin, request_id, key_id, mac) SELECT chain, seq, at, actor, merchant, action, \
-                     object, outcome, detail, origin, request_id, key_id, mac FROM given_rows \
-                     WHERE EXISTS (SELECT 1 FROM stored)) \
+                    " RETURNING 1), told AS (",
+                    events::insert_from!("given_events"),
+                    " WHERE EXISTS (SELECT 1 FROM stored)), noted AS (",
+                    audit::insert_from!("given_rows"),
+                    " WHERE EXISTS (SELECT 1 FROM stored)) \
                      SELECT COUNT(*) AS stored FROM stored"
                 ),
             )
