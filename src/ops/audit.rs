@@ -110,30 +110,21 @@ impl Audit {
 
     /// Begins a transaction that writes, with a chain of its own.
     pub async fn begin<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
-        let begun = self.begin_uncounted(db, keys).await;
-        if begun.is_err() {
-            self.tally.failures.inc();
+        let links = self.links(keys).await?;
+        match db.begin_write().await {
+            Ok(tx) => Ok(AuditedTx { tx, links }),
+            Err(error) => {
+                links.count_failure();
+                Err(error.into())
+            }
         }
-        begun
-    }
-
-    async fn begin_uncounted<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
-        let links = self.take_chain(keys).await?;
-        Ok(AuditedTx { tx: db.begin_write().await?, links })
     }
 
     /// A chain, for rows that are written in one statement with their effect.
     pub(super) async fn links<'a>(&self, keys: &'a DataKeys) -> Result<Links<'a>, OpError> {
-        let links = self.take_chain(keys).await;
-        if links.is_err() {
-            self.tally.failures.inc();
-        }
-        links
-    }
-
-    async fn take_chain<'a>(&self, keys: &'a DataKeys) -> Result<Links<'a>, OpError> {
         let permit = tokio::time::timeout(WAIT, Arc::clone(&self.permits).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {
+            self.tally.failures.inc();
             return Err(OpError::Unavailable(anyhow::anyhow!("the audit trail is not free")));
         };
         let chain = {

@@ -291,7 +291,7 @@ impl Db {
         let connect = connect.create_if_missing(false).read_only(true).immutable(!served).busy_timeout(WAIT);
         let pool =
             SqlitePoolOptions::new().max_connections(1).acquire_timeout(WAIT).connect_lazy_with(connect);
-        let pool = Lender::new(pool, WAIT);
+        let pool = Lender::new(pool);
         let db = Self { engine: Engine::Sqlite { writer: pool.clone(), readers: pool }, turnstile: None };
         db.check_sqlite_version().await?;
         Ok(db)
@@ -317,7 +317,7 @@ impl Db {
             .max_connections(CONNECTIONS)
             .acquire_timeout(WAIT)
             .connect_lazy_with(connect.pragma("query_only", "on"));
-        let (writer, readers) = (Lender::new(writer, WAIT), Lender::new(readers, WAIT));
+        let (writer, readers) = (Lender::new(writer), Lender::new(readers));
         let db = Self { engine: Engine::Sqlite { writer, readers }, turnstile: None };
         db.check_sqlite_version().await?;
         Ok(db)
@@ -499,7 +499,7 @@ fn lender(most: u32, connect: PgConnectOptions) -> Lender<Postgres> {
         .acquire_timeout(WAIT)
         .test_before_acquire(false)
         .connect_lazy_with(connect);
-    Lender::new(pool, WAIT)
+    Lender::new(pool)
 }
 
 /// Reads a password that nobody but its owner may be able to read.

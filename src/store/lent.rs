@@ -25,9 +25,7 @@ impl<DB: Database> Clone for Lender<DB> {
 
 struct Home<DB: Database> {
     pool: Pool<DB>,
-    wait: Duration,
     permits: Arc<Semaphore>,
-    most: u32,
     kept: Mutex<Vec<Kept<DB>>>,
 }
 
@@ -42,16 +40,16 @@ impl<DB: Database> Home<DB> {
 }
 
 impl<DB: Database> Lender<DB> {
-    /// Lends the connections of a pool, and waits so long for one.
-    pub(super) fn new(pool: Pool<DB>, wait: Duration) -> Self {
-        let most = pool.options().get_max_connections();
-        let permits = Arc::new(Semaphore::new(usize::try_from(most).unwrap_or(1)));
-        Self(Arc::new(Home { pool, wait, permits, most, kept: Mutex::default() }))
+    /// Lends as many connections as the pool may have, and waits for one as long as the pool would.
+    pub(super) fn new(pool: Pool<DB>) -> Self {
+        let most = usize::try_from(pool.options().get_max_connections()).unwrap_or(1);
+        Self(Arc::new(Home { pool, permits: Arc::new(Semaphore::new(most)), kept: Mutex::default() }))
     }
 
     /// A connection.
     pub(super) async fn lend(&self) -> Result<Lent<DB>, sqlx::Error> {
-        let permit = tokio::time::timeout(self.0.wait, Arc::clone(&self.0.permits).acquire_owned()).await;
+        let permit = Arc::clone(&self.0.permits).acquire_owned();
+        let permit = tokio::time::timeout(self.0.pool.options().get_acquire_timeout(), permit).await;
         let permit = match permit {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(sqlx::Error::PoolClosed),
@@ -68,8 +66,9 @@ impl<DB: Database> Lender<DB> {
     /// How many connections there may be, are lent, and are at hand.
     pub(super) fn facts(&self) -> (u32, u32, u32) {
         let count = |places: usize| u32::try_from(places).unwrap_or(u32::MAX);
-        let lent = self.0.most.saturating_sub(count(self.0.permits.available_permits()));
-        (self.0.most, lent, count(self.0.kept().len()))
+        let most = self.0.pool.options().get_max_connections();
+        let lent = most.saturating_sub(count(self.0.permits.available_permits()));
+        (most, lent, count(self.0.kept().len()))
     }
 
     /// Ends all connections; those that are lent end as they come back.
