@@ -304,11 +304,9 @@ impl<'g> Simulation<'g> {
         let vault = self.process(slot).vault.clone();
         let ended = Arc::new(OnceLock::new());
         let end = ended.clone();
-        self.process(slot).begin(async move {
+        self.begin(slot, "looks for what is due", async move {
             let _ = end.set(vault.reconcile_once(50).await.expect("a turn"));
         });
-        let id = self.process(slot).id;
-        self.run_process(id);
         // Nothing is stopped any more, but what finds another of its process in the database waits its turn.
         self.release_all(|_| false);
         *ended.get().expect("a turn that ends where nothing stops")

@@ -110,8 +110,6 @@ pub struct Inner {
     in_transaction: HashSet<(ProcessId, Task)>,
     /// When each task was last let into the database.
     entered: BTreeMap<(ProcessId, String), u64>,
-    /// Whether a connection may be on its way back.
-    used: bool,
     pub log: Vec<String>,
 }
 
@@ -137,7 +135,6 @@ impl World {
             busy: BTreeMap::new(),
             in_transaction: HashSet::new(),
             entered: BTreeMap::new(),
-            used: false,
             log: Vec::new(),
         };
         Arc::new(Self { inner: Mutex::new(inner), idle: Notify::new(), origin: Instant::now() })
@@ -235,14 +232,7 @@ impl World {
             for _ in 0..3 {
                 tokio::task::yield_now().await;
             }
-            let (busy, used) = {
-                let mut inner = self.lock();
-                let busy = inner.busy.get(&process).copied().unwrap_or(0);
-                (busy, busy == 0 && std::mem::take(&mut inner.used))
-            };
-            if used {
-                returned().await;
-            }
+            let busy = self.lock().busy.get(&process).copied().unwrap_or(0);
             if busy == 0 {
                 return;
             }
@@ -270,20 +260,6 @@ impl World {
         let mut inner = self.lock();
         inner.seq += 1;
         inner.seq
-    }
-}
-
-/// Lets a connection that was just used find its way back to its pool, which is a task of its own; otherwise
-/// the next statement opens another one, and that takes long. It changes nothing else.
-async fn returned() {
-    let metrics = tokio::runtime::Handle::current().metrics();
-    let before = metrics.num_alive_tasks();
-    for _ in 0..60 {
-        if metrics.num_alive_tasks() < before {
-            return;
-        }
-        std::thread::yield_now();
-        tokio::task::yield_now().await;
     }
 }
 
@@ -341,7 +317,6 @@ impl Entered {
             return;
         }
         let mut inner = self.world.lock();
-        inner.used = true;
         if self.work == Work::Transaction {
             inner.in_transaction.remove(&(self.process, self.task));
         }
