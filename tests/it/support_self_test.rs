@@ -180,6 +180,12 @@ fn what_is_no_card_data_is_not_found() {
     ] {
         assert_eq!(find(&[PAN, AMEX, "850"], clean.as_bytes()), [""; 0], "{clean}");
     }
+    // Some card ends in the digits of some CVV.
+    for clean in [r#"{"last4":"8507","#, r#"{\"last4\":\"8507\","#, r#"{"last4": "8507"}"#] {
+        assert_eq!(find(&["8507"], clean.as_bytes()), [""; 0], "{clean}");
+    }
+    assert_found("8507", r#"{"last4":null,"at":"8507"}"#, "another member");
+    assert_found("8507", r#"{"notlast4":"8507"}"#, "another name");
     // Bytes that look like the middle of a BCD number, with other half-bytes around.
     assert_eq!(find(&[PAN], &[0x11; 64]), [""; 0]);
 }

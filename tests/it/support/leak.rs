@@ -2,7 +2,8 @@
 //! the buffer, the databases' files and anything else can be searched for card data in the encodings
 //! in which it might slip out. Numbers are found as text, spaced, as UTF-16, hexadecimal, base64, BCD,
 //! URL-encoded, escaped, and as the lists of bytes that a careless `{:?}` prints. A CVV of three digits would be
-//! found everywhere, so it counts only as a whole JSON string, or where a name of it stands in front.
+//! found everywhere, so it counts only as a whole JSON string, or where a name of it stands in front. The last
+//! four digits of some card are bound to equal a CVV of four now and then, and are no secret.
 //! What is compressed or encrypted is not seen: with PostgreSQL, values over 2 kB.
 
 use std::collections::{BTreeSet, HashMap};
@@ -343,7 +344,7 @@ impl Needle {
                 let whole = |byte: Option<&u8>| !byte.is_some_and(u8::is_ascii_digit);
                 whole(before.last())
                     && whole(after.first())
-                    && (is_json_string(before, after) || is_named(before))
+                    && (is_json_string(before, after) && !is_last4(before) || is_named(before))
             }
         }
     }
@@ -352,6 +353,16 @@ impl Needle {
 /// `"…"`, also inside a JSON string.
 fn is_json_string(before: &[u8], after: &[u8]) -> bool {
     before.ends_with(b"\"") && (after.starts_with(b"\"") || after.starts_with(b"\\\""))
+}
+
+/// Whether the string that begins here is the value of a member named `last4`, also inside a JSON string.
+fn is_last4(before: &[u8]) -> bool {
+    let name: Vec<u8> = before[before.len().saturating_sub(16)..]
+        .iter()
+        .filter(|byte| !matches!(byte, b'\\' | b' '))
+        .copied()
+        .collect();
+    name.ends_with(b"\"last4\":\"")
 }
 
 /// Whether a name of a CVV stands before, with at most punctuation and a `Some` between.
