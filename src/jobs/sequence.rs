@@ -1,4 +1,4 @@
-//! Numbers committed events, so that the feed shows them. One process does it, by lease; another takes
+//! Numbers those committed events that were written without a number, so that the feed shows them. One process does it, by lease; another takes
 //! over when the lease is over. Nothing is in memory that a crash could lose: what is not numbered yet
 //! stands in the table.
 
@@ -87,6 +87,10 @@ impl Sequencer {
 
 /// Runs until told to stop.
 pub(super) async fn run(vault: Arc<Vault>, mut stopping: watch::Receiver<bool>) {
+    if vault.db.is_sqlite() {
+        // Events are numbered where they are written.
+        return;
+    }
     let mut sequencer = Sequencer::new(vault.db.clone(), vault.instance.clone(), vault.clock.clone());
     let mut failing = false;
     while !*stopping.borrow() {
@@ -101,7 +105,7 @@ pub(super) async fn run(vault: Arc<Vault>, mut stopping: watch::Receiver<bool>) 
         failing = turn.is_err();
         if let Ok(Turn::Numbered(1..)) = turn {
             vault.bell.ring_numbered();
-            // What was committed meanwhile goes together: on SQLite each turn is a write like any other.
+            // What is committed meanwhile goes together.
             tokio::time::sleep(GATHER).await;
             continue;
         }

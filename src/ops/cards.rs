@@ -177,11 +177,7 @@ impl Vault {
         if stored.cvv_until.is_some() && !matches!(done, Ok(true)) {
             self.slots.forget(merchant, &stored.card_id);
         }
-        if !done? {
-            return Ok(None);
-        }
-        self.bell.ring_written();
-        Ok(Some(stored))
+        Ok(done?.then_some(stored))
     }
 
     /// Seals a card that is new, under a fresh reference. Nothing is stored.
@@ -349,9 +345,6 @@ impl Vault {
         if !self.writer.write(Change::Retype(Box::new(new)), event, vec![note]).await? {
             self.keys.follow().await?;
             return Ok(false);
-        }
-        if agreed {
-            self.bell.ring_written();
         }
         Ok(true)
     }

@@ -34,23 +34,28 @@ pub struct EventBell {
     numbered: Notify,
     stopped: watch::Sender<bool>,
     waiters: Semaphore,
+    /// Whether all events are numbered where they are written.
+    at_once: bool,
 }
 
-impl Default for EventBell {
-    fn default() -> Self {
+impl EventBell {
+    /// A bell; `at_once` where all events are numbered where they are written.
+    pub fn new(at_once: bool) -> Self {
         Self {
             written: Notify::new(),
             numbered: Notify::new(),
             stopped: watch::Sender::new(false),
             waiters: Semaphore::new(EVENT_WAITERS),
+            at_once,
         }
     }
-}
 
-impl EventBell {
     /// A transaction with events was committed here.
     pub fn ring_written(&self) {
-        self.written.notify_one();
+        match self.at_once {
+            true => self.ring_numbered(),
+            false => self.written.notify_one(),
+        }
     }
 
     /// Waits for [`Self::ring_written`]; a ring that nobody waited for is not lost.

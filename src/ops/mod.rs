@@ -133,7 +133,7 @@ pub struct Vault {
     /// Payments that are on their way, whether or not their callers still wait.
     running: Running,
     /// Rings when there are events.
-    pub bell: EventBell,
+    pub bell: Arc<EventBell>,
     /// Who did what.
     pub audit: Arc<Audit>,
     /// What is counted.
@@ -168,8 +168,10 @@ impl Vault {
         let instance = InstanceId::make()?;
         let audit = Arc::new(Audit::new(instance.clone(), clock.clone(), metrics.audit()));
         let keys = Arc::new(keys);
+        // SQLite's writers stand in a queue.
+        let bell = Arc::new(EventBell::new(db.is_sqlite()));
         Ok(Self {
-            writer: Writer::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit)),
+            writer: Writer::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit), Arc::clone(&bell)),
             db,
             keys,
             audit,
@@ -181,7 +183,7 @@ impl Vault {
             instance,
             policy,
             running: Running::default(),
-            bell: EventBell::default(),
+            bell,
             metrics,
             hindrances: Hindrances::default(),
         })

@@ -20,7 +20,7 @@ use crate::store::groups::{find_known, store};
 
 use super::audit::{Audit, AuditedTx, actor};
 use super::error::OpError;
-use super::events::CardEvent;
+use super::events::{CardEvent, EventBell};
 use super::keys::DataKeys;
 
 /// Most changes of one commit: more make it no cheaper, and their callers wait for all of it.
@@ -57,6 +57,7 @@ struct Inner {
     db: Db,
     keys: Arc<DataKeys>,
     audit: Arc<Audit>,
+    bell: Arc<EventBell>,
     queue: Mutex<Queue>,
 }
 
@@ -68,8 +69,8 @@ struct Queue {
 
 impl Writer {
     /// A writer at rest.
-    pub(super) fn new(db: Db, keys: Arc<DataKeys>, audit: Arc<Audit>) -> Self {
-        Self(Arc::new(Inner { db, keys, audit, queue: Mutex::default() }))
+    pub(super) fn new(db: Db, keys: Arc<DataKeys>, audit: Arc<Audit>, bell: Arc<EventBell>) -> Self {
+        Self(Arc::new(Inner { db, keys, audit, bell, queue: Mutex::default() }))
     }
 
     /// Stores something with its event and its audit rows, in the name of the task's actor; `false` where it
@@ -174,6 +175,9 @@ impl Inner {
         if stored.contains(&true) {
             // Where this fails nobody can know whether they are stored, and doing it again would not tell.
             tx.commit().await.map_err(|error| Failed::for_all(error.into()))?;
+            if group.iter().zip(&stored).any(|(one, stored)| *stored && one.event.is_some()) {
+                self.bell.ring_written();
+            }
         } else {
             tx.rollback().await.map_err(|error| Failed::for_all(error.into()))?;
         }
@@ -209,6 +213,7 @@ impl Inner {
         match store(&way, &cards, &events, &rows).await {
             Ok(true) => {
                 links.written();
+                self.bell.ring_numbered();
                 Ok(Some(known.into_iter().map(|known| !known).collect()))
             }
             Ok(false) if group.len() == 1 => {

@@ -1,7 +1,14 @@
-//! The event feed. Commits overtake one another, so a row is inserted without a position, in the
-//! transaction of its effect; [`sequence_batch`] numbers rows that are committed, and readers see
-//! numbered rows only. A reader that goes on from its cursor therefore misses nothing, whichever
-//! transaction committed first.
+//! The event feed. Readers see rows that have a position, and go on from the last one that they saw; so a
+//! position must never become visible after a greater one.
+//!
+//! Who inserts a row in the transaction of its effect may give it a position only while nobody else can: by
+//! changing the merchant's head first, which nobody else changes before this transaction is over. On SQLite
+//! that costs nothing, since writers stand in a queue anyway, and it is what [`insert_event`] does there; on
+//! PostgreSQL groups of new cards do it ([`super::groups`]), whose commits follow one another too. All other
+//! rows of PostgreSQL's are inserted without a position, as their commits overtake one another, and
+//! [`sequence_batch`] numbers what is committed.
+
+use std::collections::BTreeMap;
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
 use super::many::{Columns, Kind, Many};
@@ -35,22 +42,40 @@ pub async fn insert_event(tx: &mut Tx, event: &NewEvent<'_>) -> Result<(), Store
     insert_events(tx, std::slice::from_ref(event)).await
 }
 
-/// The statement that inserts events from what has [`COLUMNS`].
+/// The statement that inserts events from what has [`COLUMNS`], with an expression for their position.
 macro_rules! insert_from {
-    ($given:literal) => {
+    ($position:literal, $given:literal) => {
         concat!(
             "INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
-             SELECT event_id, merchant, NULL, kind, object_type, object_id, body, created_at FROM ",
+             SELECT event_id, merchant, ",
+            $position,
+            ", kind, object_type, object_id, body, created_at FROM ",
             $given
         )
     };
 }
 pub(super) use insert_from;
 
+/// The statement that moves heads on by as many events as what has `merchant` and `many` says, in an order in
+/// which nobody waits for one another in a circle, and tells the last positions.
+macro_rules! move_heads {
+    ($given:literal) => {
+        concat!(
+            "INSERT INTO event_heads (merchant, position) SELECT merchant, many FROM ",
+            $given,
+            " WHERE many > 0 ORDER BY merchant ON CONFLICT (merchant) \
+             DO UPDATE SET position = event_heads.position + EXCLUDED.position \
+             RETURNING merchant AS owner, position AS newest"
+        )
+    };
+}
+pub(super) use move_heads;
+
 /// The columns of an event to insert.
 pub(super) const COLUMNS: Columns = &[
     ("event_id", Kind::Text),
     ("merchant", Kind::Text),
+    ("position", Kind::Int),
     ("kind", Kind::Text),
     ("object_type", Kind::Text),
     ("object_id", Kind::Text),
@@ -58,10 +83,12 @@ pub(super) const COLUMNS: Columns = &[
     ("created_at", Kind::Int),
 ];
 
-pub(super) fn args<'a>(event: &NewEvent<'a>) -> [Arg<'a>; 7] {
+/// An event as it is inserted, with what stands for its position.
+pub(super) fn args<'a>(event: &NewEvent<'a>, position: Option<i64>) -> [Arg<'a>; 8] {
     [
         Arg::Text(event.event_id.as_str()),
         Arg::Text(event.merchant.as_str()),
+        Arg::IntOrNull(position),
         Arg::Text(event.kind.name()),
         Arg::Text(event.object_type),
         Arg::Text(event.object_id),
@@ -70,11 +97,51 @@ pub(super) fn args<'a>(event: &NewEvent<'a>) -> [Arg<'a>; 7] {
     ]
 }
 
+/// How many events of its merchant follow each in this list.
+pub(super) fn followers(events: &[NewEvent<'_>]) -> Vec<i64> {
+    let mut seen = BTreeMap::new();
+    let mut followers: Vec<i64> = events
+        .iter()
+        .rev()
+        .map(|event| {
+            let many = seen.entry(event.merchant).or_insert(0);
+            *many += 1;
+            *many - 1
+        })
+        .collect();
+    followers.reverse();
+    followers
+}
+
 /// As [`insert_event`], for many.
 pub async fn insert_events(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<(), StoreError> {
-    static SQL: Many = Many::new(COLUMNS, insert_from!("given"));
-    let rows: Vec<_> = events.iter().map(args).collect();
+    static SQL: Many = Many::new(COLUMNS, insert_from!("position", "given"));
+    let positions = match tx.is_sqlite() {
+        true => take_positions(tx, events).await?,
+        false => vec![None; events.len()],
+    };
+    let rows: Vec<_> = events.iter().zip(positions).map(|(event, position)| args(event, position)).collect();
     tx.run_many(&SQL, &rows).await.map(|_| ())
+}
+
+/// The next positions of the events' merchants.
+async fn take_positions(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+    static SQL: Many = Many::new(&[("merchant", Kind::Text), ("many", Kind::Int)], move_heads!("given"));
+    let mut counts = BTreeMap::new();
+    for event in events {
+        *counts.entry(event.merchant).or_insert(0) += 1;
+    }
+    let rows: Vec<_> =
+        counts.iter().map(|(merchant, many)| [Arg::Text(merchant.as_str()), Arg::Int(*many)]).collect();
+    let mut newest = BTreeMap::new();
+    for row in tx.run_many(&SQL, &rows).await? {
+        newest.insert(row.text("owner")?, row.int("newest")?);
+    }
+    let place = |(event, followers): (&NewEvent<'_>, i64)| {
+        let newest = newest.get(event.merchant.as_str()).ok_or(StoreError::Damaged)?;
+        Ok(Some(newest - followers))
+    };
+    events.iter().zip(followers(events)).map(place).collect()
 }
 
 /// The merchants that have committed events without a position. One look into the index for each of

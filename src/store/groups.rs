@@ -54,8 +54,12 @@ pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<b
     Ok(known)
 }
 
-/// Stores cards with their events and audit rows; `false` where nothing was: the epoch of the keys is over,
-/// or a card that came alone is known. Where one of several is known after all, the statement is refused.
+/// Stores cards with their events, which are numbered at once, and their audit rows; `false` where nothing was:
+/// the epoch of the keys is over, or a card that came alone is known. Where one of several is known after all,
+/// the statement is refused.
+///
+/// All cards are inserted before a feed's head is changed: another process that waits for the head has none of
+/// its cards to insert any more, so that the two cannot wait for one another.
 pub async fn store(
     groups: &Groups<'_>,
     given: &[&NewCard],
@@ -76,9 +80,17 @@ pub async fn store(
                     " WHERE NOT EXISTS (SELECT 1 FROM given_cards AS other WHERE other.epoch IS DISTINCT FROM \
                      (SELECT key_epoch.epoch FROM key_epoch WHERE one = 1))",
                     $conflict,
-                    " RETURNING 1), told AS (",
-                    events::insert_from!("given_events"),
-                    " WHERE EXISTS (SELECT 1 FROM stored)), noted AS (",
+                    " RETURNING 1), counted AS ( \
+                         SELECT merchant, COUNT(*) AS many FROM given_events \
+                         WHERE (SELECT COUNT(*) FROM stored) > 0 GROUP BY merchant), \
+                     heads AS (",
+                    events::move_heads!("counted"),
+                    "), told AS (",
+                    events::insert_from!(
+                        "heads.newest - given_events.position",
+                        "given_events JOIN heads ON heads.owner = given_events.merchant"
+                    ),
+                    "), noted AS (",
                     audit::insert_from!("given_rows"),
                     " WHERE EXISTS (SELECT 1 FROM stored)) \
                      SELECT COUNT(*) AS stored FROM stored"
@@ -91,11 +103,15 @@ pub async fn store(
     let mut ordered = given.to_vec();
     cards::in_order(&mut ordered);
     let given_cards: Vec<_> = ordered.into_iter().map(cards::args).collect();
-    let given_events: Vec<_> = told.iter().map(events::args).collect();
+    let given_events: Vec<_> = told
+        .iter()
+        .zip(events::followers(told))
+        .map(|(event, followers)| events::args(event, Some(followers)))
+        .collect();
     let given_rows: Vec<_> = noted.iter().map(audit::args).collect();
     let tables = [
         given_cards.iter().map(<[Arg<'_>; 15]>::as_slice).collect(),
-        given_events.iter().map(<[Arg<'_>; 7]>::as_slice).collect(),
+        given_events.iter().map(<[Arg<'_>; 8]>::as_slice).collect(),
         given_rows.iter().map(<[Arg<'_>; 13]>::as_slice).collect::<Vec<_>>(),
     ];
     let statement = if given.len() == 1 { &ALONE } else { &SEVERAL };

@@ -76,6 +76,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0050_fewer_index_rows.sql"),
         include_str!("../../migrations/postgres/0050_fewer_index_rows.sql"),
     ),
+    (
+        51,
+        "numbered at once",
+        include_str!("../../migrations/sqlite/0051_numbered_at_once.sql"),
+        include_str!("../../migrations/postgres/0051_numbered_at_once.sql"),
+    ),
 ];
 
 /// Numbers of the migrations that the database has not had yet, and of those that this program does not know;

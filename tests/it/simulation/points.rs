@@ -105,12 +105,16 @@ fn shown(points: &[What]) -> String {
     words.join(", ")
 }
 
-/// The list, by flow, as it is where a new card is stored by `card`.
-fn listed(card: &str) -> BTreeMap<&'static str, String> {
+/// The list, by flow, as it is where a new card is stored by `card`, and events are numbered by `number`.
+fn listed(card: &'static str, number: &'static str) -> BTreeMap<&'static str, String> {
     let lines = LIST.split("```points\n").nth(1).and_then(|rest| rest.split("```").next());
     let lines = lines.expect("the list of points in docs/durability.md").lines();
     let of_engine = |points: &str| {
-        let words = points.split(", ").map(|word| if word == "card" { card } else { word });
+        let words = points.split(", ").map(|word| match word {
+            "card" => card,
+            "number" => number,
+            word => word,
+        });
         words.collect::<Vec<_>>().join(", ")
     };
     lines
@@ -178,8 +182,12 @@ fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outco
     outcome
 }
 
-fn every_point(engine: &str, card: &str, ground: impl Fn() -> Option<Ground> + Sync) {
-    let (started, list) = (Instant::now(), listed(card));
+fn every_point(
+    engine: &str,
+    (card, number): (&'static str, &'static str),
+    ground: impl Fn() -> Option<Ground> + Sync,
+) {
+    let (started, list) = (Instant::now(), listed(card, number));
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -209,7 +217,7 @@ fn every_point(engine: &str, card: &str, ground: impl Fn() -> Option<Ground> + S
 
 #[test]
 fn every_point_ends_well_on_sqlite() {
-    every_point("SQLite", "transaction", || Some(Ground::sqlite()));
+    every_point("SQLite", ("transaction", ""), || Some(Ground::sqlite()));
 }
 
 #[test]
@@ -219,7 +227,7 @@ fn every_point_ends_well_on_postgres() {
     if fresh().is_none() {
         return left_out("simulation::points");
     }
-    every_point("PostgreSQL", "write", fresh);
+    every_point("PostgreSQL", ("write", "write, transaction"), fresh);
 }
 
 /// A number that a query on the merchant's rows gives.
