@@ -197,7 +197,8 @@ pub struct Object<'a> {
 impl<'a> Object<'a> {
     /// Reads `raw` as an object; `None` where it is another kind of value, or names a member twice.
     pub fn parse(raw: &'a str) -> Option<Self> {
-        serde_json::from_str::<Members<'a>>(raw).ok().map(|members| Self { members: members.0 })
+        let members = serde_json::from_str::<Members<'a>>(begins(raw, b'{')?).ok()?;
+        Some(Self { members: members.0 })
     }
 
     /// A member's raw value.
@@ -243,13 +244,20 @@ struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The items of a JSON array as raw slices; `None` where `raw` is another kind of value.
 pub fn items(raw: &str) -> Option<Vec<&str>> {
-    let items: Vec<&RawValue> = serde_json::from_str(raw).ok()?;
+    let items: Vec<&RawValue> = serde_json::from_str(begins(raw, b'[')?).ok()?;
     Some(items.into_iter().map(RawValue::get).collect())
 }
 
 /// The text of a JSON string; `None` where `raw` is another kind of value.
 pub fn string(raw: &str) -> Option<Cow<'_, str>> {
-    serde_json::from_str::<Name<'_>>(raw).ok().map(|name| name.0)
+    serde_json::from_str::<Name<'_>>(begins(raw, b'"')?).ok().map(|name| name.0)
+}
+
+/// `raw`, where its value begins like this: values are often tried as one kind after another, and an error
+/// costs more than the look.
+fn begins(raw: &str, with: u8) -> Option<&str> {
+    let first = raw.bytes().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+    (first == Some(with)).then_some(raw)
 }
 
 /// The value of a JSON boolean; `None` where `raw` is another kind of value.

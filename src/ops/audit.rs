@@ -23,8 +23,10 @@ use crate::metrics::AuditTally;
 use crate::model::audit::{
     Actor, AuditRow, CLOSE, Entry, Head, OPEN, Outcome, Rest, checkpoint_text, rest_input,
 };
+use crate::store::alone::Alone;
 use crate::store::audit as rows;
-use crate::store::backend::{Db, StoreError, Tx};
+use crate::store::backend::{Arg, Db, Row, StoreError, Tx};
+use crate::store::events::NewEvent;
 
 use super::error::OpError;
 use super::keys::DataKeys;
@@ -141,6 +143,39 @@ impl Audit {
             Lease { home: Arc::clone(&self.chains), chain: Some(chain), in_doubt: false, _permit: permit };
         let newest = lease.newest();
         Ok(Links { lease, newest, keys, clock: self.clock.clone(), tally: self.tally.clone() })
+    }
+
+    /// Runs a statement that is alone in its transaction, with its audit row, in the name of the task's actor,
+    /// and the event that tells of it; nothing is written where it returns no row. After
+    /// [`OpError::Unavailable`] nobody can know whether it was.
+    pub(super) async fn write_alone(
+        &self,
+        db: &Db,
+        keys: &DataKeys,
+        (alone, values): (&'static Alone, &[Arg<'_>]),
+        event: Option<&NewEvent<'_>>,
+        entry: Entry,
+    ) -> Result<Option<Row>, OpError> {
+        let mut links = self.links(keys).await?;
+        let rows = links.rows(&[(actor(), entry, self.clock.now())])?;
+        links.in_doubt();
+        match alone.run(db, values, event, &rows).await {
+            Ok(Some(row)) => {
+                links.written();
+                Ok(Some(row))
+            }
+            Ok(None) => {
+                links.not_written();
+                Ok(None)
+            }
+            Err(error) => {
+                links.count_failure();
+                if let StoreError::Refused(_) = error {
+                    links.not_written();
+                }
+                Err(error.into())
+            }
+        }
     }
 
     /// Records a masked read, which waits for no disk: a crash can lose what was read in the last moments.

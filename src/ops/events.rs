@@ -15,7 +15,7 @@ use crate::model::access::{Allowed, ReadEvents};
 use crate::model::event::{Cursor, Event, EventKind};
 use crate::model::operation_view::OperationView;
 use crate::model::payment_view::PaymentView;
-use crate::store::backend::{StoreError, Tx};
+use crate::store::backend::Tx;
 use crate::store::events as rows;
 use crate::store::events::NewEvent;
 use crate::store::payments::PaymentRow;
@@ -200,27 +200,27 @@ pub(super) async fn insert_operation_event(
 pub(super) struct PaymentEvent {
     event_id: EventId,
     kind: EventKind,
-    view: PaymentView,
+    body: String,
+    at: Millis,
 }
 
 impl PaymentEvent {
     /// The event of a payment as it will be; none where its status is no news.
-    pub(super) fn of(view: PaymentView) -> Result<Option<Self>, NoEntropy> {
+    pub(super) fn of(view: &PaymentView) -> Result<Option<Self>, NoEntropy> {
         let Some(kind) = EventKind::of_payment(view.status) else { return Ok(None) };
-        Ok(Some(Self { event_id: EventId::make()?, kind, view }))
+        Ok(Some(Self { event_id: EventId::make()?, kind, body: view.event_json(), at: view.updated_at }))
     }
 
-    /// Writes it.
-    pub(super) async fn insert(&self, tx: &mut Tx, row: &PaymentRow) -> Result<(), StoreError> {
-        let event = NewEvent {
+    /// As it is inserted.
+    pub(super) fn row<'a>(&'a self, payment: &'a PaymentRow) -> NewEvent<'a> {
+        NewEvent {
             event_id: &self.event_id,
-            merchant: &row.merchant,
+            merchant: &payment.merchant,
             kind: self.kind,
             object_type: "payment",
-            object_id: row.payment_request_id.as_str(),
-            body: &self.view.event_json(),
-            created_at: self.view.updated_at,
-        };
-        rows::insert_event(tx, &event).await
+            object_id: payment.payment_request_id.as_str(),
+            body: &self.body,
+            created_at: self.at,
+        }
     }
 }

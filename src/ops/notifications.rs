@@ -101,7 +101,7 @@ impl Vault {
             }
             Some(Notice::Payment { payment_request_id, .. }) => {
                 match self.payment_named(told, &payment_request_id).await? {
-                    Some(row) => self.apply_to_payment(told, &row, notice).await,
+                    Some(row) => self.apply_to_payment(told, row, notice).await,
                     None => self.keep_aside(told, notice, "payment", None).await,
                 }
             }
@@ -139,7 +139,7 @@ impl Vault {
     async fn apply_to_payment(
         &self,
         told: &Told,
-        row: &PaymentRow,
+        row: PaymentRow,
         notice: &Verified<'_>,
     ) -> Result<(), OpError> {
         let amount = Amount::from_wire(&row.currency, &row.amount)
@@ -150,7 +150,7 @@ impl Vault {
                 alarm = true, payment = %row.payment_request_id,
                 "a signed notification disagrees with its payment; the gateway is asked"
             );
-            return self.ask_about(row).await;
+            return self.ask_about(&row).await;
         };
         let other_id = member(notice.text(), "paymentId")
             .zip(row.payment_id.as_ref())
@@ -160,11 +160,11 @@ impl Vault {
                 alarm = true, payment = %row.payment_request_id, status = row.status.name(),
                 "a signed notification contradicts a payment; the gateway is asked"
             );
-            return self.ask_about(row).await;
+            return self.ask_about(&row).await;
         }
         if !told.timely || verdict == Verdict::Unclear {
             // What is settled needs no confirmation.
-            return if row.status.is_final() { Ok(()) } else { self.ask_about(row).await };
+            return if row.status.is_final() { Ok(()) } else { self.ask_about(&row).await };
         }
         self.settle(row, notice, verdict, Source::Notification, Own::default()).await.map(|_| ())
     }

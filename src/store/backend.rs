@@ -415,6 +415,26 @@ impl Db {
         Ok(changed)
     }
 
+    /// Runs one statement of PostgreSQL's that writes into several tables and is its own transaction, with
+    /// values of its own in front of the tables' rows; the row that it returns. Where it is
+    /// [`StoreError::Refused`] nothing was written; after any other failure nobody can know.
+    pub(super) async fn write_together<'a>(
+        &self,
+        lender: &Lender<Postgres>,
+        together: &'static Together,
+        values: &[Arg<'a>],
+        tables: &[Vec<&[Arg<'a>]>],
+    ) -> Result<Option<Row>, StoreError> {
+        let passage = self.enter(Work::Write).await?;
+        let mut query = bound!(together.text(), values);
+        for (columns, rows) in together.tables().zip(tables) {
+            query = by_column(query, columns.iter().map(|(_, kind)| *kind), rows);
+        }
+        let found = on!(lender, connection => query.fetch_optional(connection));
+        leave(passage).await?;
+        Ok(found.map(Row::Postgres))
+    }
+
     /// Begins a transaction that will write: `BEGIN IMMEDIATE` on SQLite; READ COMMITTED on PostgreSQL,
     /// where unique keys and compare-and-swap decide.
     pub async fn begin_write(&self) -> Result<Tx, StoreError> {
@@ -568,14 +588,7 @@ impl Groups<'_> {
         together: &'static Together,
         tables: &[Vec<&[Arg<'a>]>],
     ) -> Result<Option<Row>, StoreError> {
-        let passage = self.db.enter(Work::Write).await?;
-        let mut query = sqlx::query(together.text());
-        for (columns, rows) in together.tables().zip(tables) {
-            query = by_column(query, columns.iter().map(|(_, kind)| *kind), rows);
-        }
-        let found = on!(self.connections, connection => query.fetch_optional(connection));
-        leave(passage).await?;
-        Ok(found.map(Row::Postgres))
+        self.db.write_together(self.connections, together, &[], tables).await
     }
 }
 
@@ -623,6 +636,17 @@ impl Tx {
         Ok(match &mut self.begun {
             Begun::Sqlite(tx) => bound!(sql, args).execute(tx.connection()?).await?.rows_affected(),
             Begun::Postgres(tx) => bound!(sql, args).execute(tx.connection()?).await?.rows_affected(),
+        })
+    }
+
+    /// Runs one writing statement and gives the row that it returns, if it returns one.
+    pub async fn find(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<Option<Row>, StoreError> {
+        // All rows are fetched: a statement that is left before its end may not have done all.
+        Ok(match &mut self.begun {
+            Begun::Sqlite(tx) => bound!(sql, args).fetch_all(tx.connection()?).await?.pop().map(Row::Sqlite),
+            Begun::Postgres(tx) => {
+                bound!(sql, args).fetch_all(tx.connection()?).await?.pop().map(Row::Postgres)
+            }
         })
     }
 

@@ -76,6 +76,7 @@ impl Many {
 
 /// A statement of PostgreSQL's over the rows of several tables, each given under a name.
 pub struct Together {
+    values: usize,
     tables: &'static [(&'static str, Columns)],
     rest: &'static str,
     text: OnceLock<String>,
@@ -84,7 +85,16 @@ pub struct Together {
 impl Together {
     /// `rest` follows `WITH name (…) AS (…), …, `: the statements that write, and what is asked in the end.
     pub const fn new(tables: &'static [(&'static str, Columns)], rest: &'static str) -> Self {
-        Self { tables, rest, text: OnceLock::new() }
+        Self::after(0, tables, rest)
+    }
+
+    /// As [`Self::new`], where `rest` has so many parameters of its own, which come first.
+    pub const fn after(
+        values: usize,
+        tables: &'static [(&'static str, Columns)],
+        rest: &'static str,
+    ) -> Self {
+        Self { values, tables, rest, text: OnceLock::new() }
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = Columns> {
@@ -94,7 +104,7 @@ impl Together {
     /// The text: a parameter for each column of each table, an array.
     pub(super) fn text(&'static self) -> &'static str {
         self.text.get_or_init(|| {
-            let (mut text, mut next) = (String::from("WITH "), 1);
+            let (mut text, mut next) = (String::from("WITH "), 1 + self.values);
             for (name, columns) in self.tables {
                 text += &format!("{name} ({}) AS ({}), ", names(columns).join(", "), unnested(columns, next));
                 next += columns.len();
@@ -156,6 +166,16 @@ mod tests {
              two (c) AS (SELECT * FROM unnest($3::bytea[])), \
              done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1"
         );
+    }
+
+    #[test]
+    fn values_of_the_statements_own_come_first() {
+        static AFTER: Together = Together::after(
+            2,
+            &[("one", &[("a", Kind::Int)])],
+            "done AS (UPDATE t SET a = $1 WHERE b = $2) SELECT 1",
+        );
+        assert!(AFTER.text().starts_with("WITH one (a) AS (SELECT * FROM unnest($3::bigint[])), done"));
     }
 
     #[test]

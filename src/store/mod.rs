@@ -2,6 +2,7 @@
 //! knows nothing of keys.
 
 pub mod agreements;
+pub mod alone;
 pub mod audit;
 pub mod backend;
 pub mod cards;

@@ -1,6 +1,7 @@
 //! Payments: what was asked, how far it got, and what the gateway last said. A row is durable before
 //! the first byte of its request leaves; its status changes only by compare-and-swap.
 
+use super::alone::{Alone, alone};
 use super::backend::{Arg, Db, Row, StoreError, Tx};
 use crate::base::clock::Millis;
 use crate::base::ids::{
@@ -121,6 +122,8 @@ pub struct PaymentRow {
     pub next_look: Option<Millis>,
     /// How often it was asked in vain.
     pub looks: i64,
+    /// Rises with every change of it.
+    pub version: i64,
     /// When it was asked for.
     pub created_at: Millis,
     /// When it last changed.
@@ -171,11 +174,12 @@ macro_rules! columns {
         "account, payment_request_id, merchant, card_id, token_card_id, agreement_id, status, meaning, meaning_key, currency, amount, \
          payment_id, settled_by, answer, outgoing, retyped, had_sensitive, attempt, sent_at, manual_capture, \
          buyer, wants_token, expires_at, cancel_state, cancel_by, cancel_at, cancel_code, operation_count, \
-         auth_expires_at, auth_review, next_look, looks, created_at, updated_at"
+         auth_expires_at, auth_review, next_look, looks, version, created_at, updated_at"
     };
 }
 
-fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
+/// A row of `payments`.
+pub fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
     fn parsed<T>(value: Option<T>) -> Result<T, StoreError> {
         value.ok_or(StoreError::Damaged)
     }
@@ -223,29 +227,43 @@ fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
         auth_review: row.text_or_null("auth_review")?,
         next_look: row.int_or_null("next_look")?.map(Millis),
         looks: row.int("looks")?,
+        version: row.int("version")?,
         created_at,
         updated_at: Millis(row.int("updated_at")?),
     })
 }
 
-/// Inserts a payment as UNKNOWN; `false` where its id is in use. The card must be alive in this very
+/// Inserts a payment as UNKNOWN; nothing is returned where its id is in use. The card must be alive in this very
 /// statement, so that no payment overtakes an erasure.
-pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<bool, StoreError> {
-    const SQL: &str = "INSERT INTO payments (account, payment_request_id, merchant, client, card_id, \
-         status, meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
-         sent_at, version, created_at, updated_at, agreement_id, initiator, manual_capture, wants_token, \
-         expires_at, next_look, buyer) \
-         SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $14, $14, \
-             $15, $16, $19, $20, $21, $22, $23 \
-         WHERE ($5 IS NULL OR EXISTS (SELECT 1 FROM cards \
-             WHERE merchant = $3 AND card_id = $5 AND erased_at IS NULL)) \
-         AND ($17 = 0 OR EXISTS (SELECT 1 FROM agreements \
-             WHERE merchant = $3 AND agreement_id = $15 AND card_id = $5 AND state = 'ACTIVE' \
-             AND (expires_at IS NULL OR expires_at > $14) \
-             AND ($16 = 'CUSTOMER' OR (type <> 'CARD_ON_FILE' AND nti IS NOT NULL \
-                 AND (max_amount IS NULL OR (max_currency = $8 AND max_amount >= $18)))))) \
-         ON CONFLICT (account, payment_request_id) DO NOTHING";
-    let args = [
+macro_rules! insert_text {
+    () => {
+        concat!(
+            "INSERT INTO payments (account, payment_request_id, merchant, client, card_id, \
+             status, meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
+             sent_at, version, created_at, updated_at, agreement_id, initiator, manual_capture, wants_token, \
+             expires_at, next_look, buyer) \
+             SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $14, $14, \
+                 $15, $16, $19, $20, $21, $22, $23 \
+             WHERE ($5 IS NULL OR EXISTS (SELECT 1 FROM cards \
+                 WHERE merchant = $3 AND card_id = $5 AND erased_at IS NULL)) \
+             AND ($17 = 0 OR EXISTS (SELECT 1 FROM agreements \
+                 WHERE merchant = $3 AND agreement_id = $15 AND card_id = $5 AND state = 'ACTIVE' \
+                 AND (expires_at IS NULL OR expires_at > $14) \
+                 AND ($16 = 'CUSTOMER' OR (type <> 'CARD_ON_FILE' AND nti IS NOT NULL \
+                     AND (max_amount IS NULL OR (max_currency = $8 AND max_amount >= $18)))))) \
+             ON CONFLICT (account, payment_request_id) DO NOTHING",
+            " RETURNING ",
+            columns!()
+        )
+    };
+}
+
+/// [`insert_payment`], where nothing else is to be done with it.
+pub static INSERT: Alone = alone!(23, insert_text);
+
+/// The values of [`INSERT`].
+pub fn insert_values<'a>(payment: &NewPayment<'a>) -> [Arg<'a>; 23] {
+    [
         Arg::Text(payment.account.as_str()),
         Arg::Text(payment.payment_request_id.as_str()),
         Arg::Text(payment.merchant.as_str()),
@@ -269,8 +287,13 @@ pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<boo
         Arg::IntOrNull(payment.expires_at.map(|at| at.0)),
         Arg::Int(payment.next_look.0),
         Arg::TextOrNull(payment.buyer),
-    ];
-    Ok(tx.execute(SQL, &args).await? == 1)
+    ]
+}
+
+/// Inserts a payment as UNKNOWN, if its id is free, its card alive and its agreement in force.
+pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<Option<PaymentRow>, StoreError> {
+    let row = tx.find(INSERT.text, &insert_values(payment)).await?;
+    row.as_ref().map(payment_row).transpose()
 }
 
 /// The payment with this id in this account, whosever it is: the caller compares the merchant.
@@ -353,6 +376,8 @@ pub struct Change<'a> {
     pub next_look: NextLook,
     /// The attempt that must still have the right to send the payment, where the change is its alone.
     pub attempt: Option<&'a str>,
+    /// The version that it was decided upon, where nothing may have changed since.
+    pub version: Option<i64>,
     /// Now.
     pub now: Millis,
 }
@@ -364,37 +389,51 @@ pub enum NextLook {
     Keep,
     /// At this time; none where nothing is to be learned.
     At(Option<Millis>),
+    /// The same, unless one is due now.
+    AtUnlessDue(Option<Millis>),
 }
 
-/// Applies a change to a payment that still has the status it was decided upon; `false` where it has
+/// Applies a change to a payment that still has the status it was decided upon; nothing is returned where it has
 /// another by now. What a change does not know stays: so does the look that a cancel has asked for which was
-/// opened since the payment was read. The sealed request goes at a final status. The caller writes the event
-/// of a new status in the same transaction.
-pub async fn change_payment(
-    tx: &mut Tx,
-    account: &GatewayAccount,
-    id: &PaymentRequestId,
-    change: &Change<'_>,
-) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE payments SET status = $4, payment_id = COALESCE($5, payment_id), \
-         result_code = COALESCE($6, result_code), result_status = COALESCE($7, result_status), \
-         settled_by = COALESCE($8, settled_by), answer = COALESCE($9, answer), \
-         outgoing = CASE WHEN $10 = 1 THEN NULL ELSE outgoing END, \
-         decline = COALESCE($12, decline), token_card_id = COALESCE(token_card_id, $13), \
-         auth_expires_at = COALESCE($14, auth_expires_at), auth_review = COALESCE($15, auth_review), \
-         next_look = CASE WHEN $16 = 0 OR ($17 IS NULL AND $4 = 'AUTHORIZED' AND cancel_state = 'OPEN') \
-             THEN next_look ELSE $17 END, \
-         looks = CASE WHEN $3 <> $4 THEN 0 ELSE looks END, \
-         cancel_state = CASE WHEN $4 = 'CANCELLED' AND cancel_state IS NOT NULL THEN 'DONE' \
-             WHEN $4 = 'FAILED' THEN NULL ELSE cancel_state END, \
-         version = version + 1, updated_at = $11 \
-         WHERE account = $1 AND payment_request_id = $2 AND status = $3 \
-         AND ($18 IS NULL OR attempt = $18)";
-    let (moves, look) = match change.next_look {
-        NextLook::Keep => (0, None),
-        NextLook::At(at) => (1, at.map(|at| at.0)),
+/// opened since the payment was read. The sealed request goes at a final status.
+macro_rules! change_text {
+    () => {
+        concat!(
+            "UPDATE payments SET status = $4, payment_id = COALESCE($5, payment_id), \
+             result_code = COALESCE($6, result_code), result_status = COALESCE($7, result_status), \
+             settled_by = COALESCE($8, settled_by), answer = COALESCE($9, answer), \
+             outgoing = CASE WHEN $10 = 1 THEN NULL ELSE outgoing END, \
+             decline = COALESCE($12, decline), token_card_id = COALESCE(token_card_id, $13), \
+             auth_expires_at = COALESCE($14, auth_expires_at), auth_review = COALESCE($15, auth_review), \
+             next_look = CASE WHEN $16 = 0 OR ($20 = 1 AND next_look <= $11) OR ($17 IS NULL AND $4 = 'AUTHORIZED' AND cancel_state = 'OPEN') \
+                 THEN next_look ELSE $17 END, \
+             looks = CASE WHEN $3 <> $4 THEN 0 ELSE looks END, \
+             cancel_state = CASE WHEN $4 = 'CANCELLED' AND cancel_state IS NOT NULL THEN 'DONE' \
+                 WHEN $4 = 'FAILED' THEN NULL ELSE cancel_state END, \
+             version = version + 1, updated_at = $11 \
+             WHERE account = $1 AND payment_request_id = $2 AND status = $3 \
+             AND ($18 IS NULL OR attempt = $18) AND ($19 IS NULL OR version = $19)",
+            " RETURNING ",
+            columns!()
+        )
     };
-    let args = [
+}
+
+/// [`change_payment`], where nothing else is to be done with it than to tell of it.
+pub static CHANGE: Alone = alone!(20, change_text);
+
+/// The values of [`CHANGE`].
+pub fn change_values<'a>(
+    account: &'a GatewayAccount,
+    id: &'a PaymentRequestId,
+    change: &Change<'a>,
+) -> [Arg<'a>; 20] {
+    let (moves, look, keeps_due) = match change.next_look {
+        NextLook::Keep => (0, None, false),
+        NextLook::At(at) => (1, at.map(|at| at.0), false),
+        NextLook::AtUnlessDue(at) => (1, at.map(|at| at.0), true),
+    };
+    [
         Arg::Text(account.as_str()),
         Arg::Text(id.as_str()),
         Arg::Text(change.from.name()),
@@ -413,8 +452,21 @@ pub async fn change_payment(
         Arg::Int(moves),
         Arg::IntOrNull(look),
         Arg::TextOrNull(change.attempt),
-    ];
-    Ok(tx.execute(SQL, &args).await? == 1)
+        Arg::IntOrNull(change.version),
+        Arg::Int(i64::from(keeps_due)),
+    ]
+}
+
+/// Applies a change, if the payment still is as the change says. The caller writes the event of a new status in
+/// the same transaction.
+pub async fn change_payment(
+    tx: &mut Tx,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    change: &Change<'_>,
+) -> Result<Option<PaymentRow>, StoreError> {
+    let row = tx.find(CHANGE.text, &change_values(account, id, change)).await?;
+    row.as_ref().map(payment_row).transpose()
 }
 
 /// Keeps what an answer tells of a payment whose status it does not change.

@@ -16,6 +16,7 @@ use crate::gateway::{Call, Exchange};
 use crate::model::pay_request::Sensitive;
 use crate::model::payment::{Source, Status, Verdict};
 use crate::model::payment_view::PaymentView;
+use crate::store::cards as card_rows;
 use crate::store::cards::find_card;
 use crate::store::payments as rows;
 use crate::store::payments::{Change, NextLook, PaymentRow};
@@ -40,11 +41,22 @@ impl Held {
 
 /// What one send of the pay call came to, where that is anything.
 enum Finding {
-    /// The gateway answered. The text is scrubbed but for this payment's PAN, which is opened only to
-    /// record it. Antom's token, where the answer told one, stands beside it.
-    Says(SecretText, Verdict, Option<SecretText>),
+    /// The gateway answered.
+    Says(Said),
     /// Provably nothing was sent.
     NotSent,
+}
+
+/// What a verified answer says of a payment.
+struct Said {
+    /// The answer without the CVV that its own call carried.
+    text: SecretText,
+    verdict: Verdict,
+    /// Antom's token, where the answer told one.
+    token: Option<SecretText>,
+    /// Whether the card's number, or its token, is out of the text too. Where it could not be opened just now,
+    /// that is done before the text is recorded.
+    is_clean: bool,
 }
 
 impl Vault {
@@ -54,7 +66,7 @@ impl Vault {
         let body = std::mem::replace(&mut attempt.body, SecretBuf::with_capacity(0));
         let mut held = Held { attempt, finding: None };
         let exchange = self.send_in_time(&held.attempt, body).await;
-        self.take_answer(&mut held, exchange);
+        self.take_answer(&mut held, exchange).await;
         let recorded = self.record_finding(&mut held).await;
         // From here on the request may have arrived: no failure may say that nothing was sent, and none
         // may end the search for the outcome.
@@ -82,10 +94,10 @@ impl Vault {
 
     /// Reads what a pay call came to. A signed answer ends the CVV, whatever it says: a decline completes
     /// an authorization too.
-    pub(super) fn take_answer(&self, held: &mut Held, exchange: Exchange) {
+    pub(super) async fn take_answer(&self, held: &mut Held, exchange: Exchange) {
         held.finding = match exchange {
             Exchange::Answered(answer) => {
-                let finding = self.read_answer(held, &answer);
+                let finding = self.read_answer(held, &answer).await;
                 held.attempt.sensitive = None;
                 finding
             }
@@ -102,32 +114,55 @@ impl Vault {
     }
 
     /// What a signed answer says of this payment, without the CVV that its own call carried.
-    fn read_answer(&self, held: &Held, answer: &VerifiedText) -> Option<Finding> {
-        let expected = Expected { payment_request_id: &held.attempt.id, amount: &held.attempt.amount };
+    async fn read_answer(&self, held: &Held, answer: &VerifiedText) -> Option<Finding> {
+        let attempt = &held.attempt;
+        let expected = Expected { payment_request_id: &attempt.id, amount: &attempt.amount };
         let Reading::Says(verdict) = read_pay(&answer.verified(), &expected) else {
             tracing::error!(
-                alarm = true, payment = %held.attempt.id,
+                alarm = true, payment = %attempt.id,
                 "a signed answer speaks of another payment or amount"
             );
             return None;
         };
         let sensitive = self.open_sensitive(held);
         let cvv = sensitive.as_ref().and_then(|sensitive| sensitive.cvv.as_ref());
-        let token = card_token(answer.verified().text());
+        let text = answer.verified().text().to_owned();
+        let token = card_token(&text);
         let own = Own { cvv, token: token.as_ref(), ..Own::default() };
-        let text = scrub(answer.verified().text(), own)?;
-        Some(Finding::Says(SecretText::new(text), verdict, token))
+        let (text, is_clean) = match (&attempt.card, &attempt.card_row) {
+            (None, _) => (scrub(&text, own)?, true),
+            (Some(_), Some(row)) if matches!(row.held, card_rows::Held::Pan(_)) => {
+                let with_pan = |card: Instrument<'_>| match card {
+                    Instrument::Pan(pan) => scrub(&text, Own { pan: Some(pan), ..own }),
+                    Instrument::Token(_) => None,
+                };
+                match self.with_instrument(&attempt.merchant, row, with_pan).await {
+                    Ok(Some(clean)) => (clean, true),
+                    _ => (scrub(&text, own)?, false),
+                }
+            }
+            _ => (scrub(&text, own)?, false),
+        };
+        Some(Finding::Says(Said { text: SecretText::new(text), verdict, token, is_clean }))
     }
 
     /// Records what is known, if anything, and gives the row as it stands then.
     pub(super) async fn record_finding(&self, held: &mut Held) -> Result<PaymentRow, OpError> {
-        let row = self.row_of(&held.attempt).await?;
+        // As it was recorded is as it is, if nobody has changed it since, which recording an answer finds out.
+        let row = match (held.attempt.row.take(), &held.finding) {
+            (Some(row), Some(_)) => *row,
+            _ => self.row_of(&held.attempt).await?,
+        };
         let row = match &held.finding {
             None => row,
             Some(Finding::NotSent) => self.fail_unsent(&row, &held.attempt.name).await?,
-            Some(Finding::Says(text, verdict, token)) => {
-                let scrubbed = self.scrub_card(&held.attempt, text).await?;
-                self.settle_scrubbed(&row, &scrubbed, *verdict, Source::Pay, token.as_ref()).await?
+            Some(Finding::Says(said)) => {
+                let (text, token) = (said.text.expose(), said.token.as_ref());
+                let scrubbed = match said.is_clean {
+                    true => text.to_owned(),
+                    false => self.scrub_card(&held.attempt, text).await?,
+                };
+                self.settle_scrubbed(row, &scrubbed, said.verdict, Source::Pay, token).await?
             }
         };
         held.finding = None;
@@ -135,7 +170,7 @@ impl Vault {
     }
 
     /// The answer without the card's number, or Antom's token of it, that its own call carried.
-    async fn scrub_card(&self, attempt: &Attempt, text: &SecretText) -> Result<String, OpError> {
+    async fn scrub_card(&self, attempt: &Attempt, text: &str) -> Result<String, OpError> {
         let card = match &attempt.card {
             Some(id) => find_card(&self.db, &attempt.merchant, id).await?,
             None => None,
@@ -143,16 +178,16 @@ impl Vault {
         let scrubbed = match card {
             Some(row) => {
                 let own = |card: Instrument<'_>| match card {
-                    Instrument::Pan(pan) => scrub(text.expose(), Own { pan: Some(pan), ..Own::default() }),
+                    Instrument::Pan(pan) => scrub(text, Own { pan: Some(pan), ..Own::default() }),
                     Instrument::Token(token) => {
                         let own =
                             Own { token: Some(token), token_card: Some(&row.card_id), ..Own::default() };
-                        scrub(text.expose(), own)
+                        scrub(text, own)
                     }
                 };
                 self.with_instrument(&attempt.merchant, &row, own).await?
             }
-            None => scrub(text.expose(), Own::default()),
+            None => scrub(text, Own::default()),
         };
         scrubbed.ok_or_else(|| OpError::Internal(anyhow::anyhow!("a verified answer is not JSON")))
     }
@@ -180,12 +215,13 @@ impl Vault {
             auth_review: None,
             next_look: NextLook::At(None),
             attempt: Some(attempt),
+            version: None,
             now: self.next_moment(row),
         };
-        self.change(row, &change, None).await?;
-        rows::find_payment(&self.db, &row.account, &row.payment_request_id)
-            .await?
-            .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))
+        match self.change(row, &change, None).await? {
+            Some(after) => Ok(after),
+            None => self.find_again(row).await,
+        }
     }
 
     /// Asks after a payment without a clear answer until it has one, or its attempt is over.
@@ -266,7 +302,7 @@ impl Vault {
         held.attempt.sends += 1;
         tracing::info!(payment = %row.payment_request_id, "repeating a payment that the gateway does not know");
         let exchange = self.send_in_time(&held.attempt, body).await;
-        self.take_answer(held, exchange);
+        self.take_answer(held, exchange).await;
         Ok(self.record_finding(held).await?.status != Status::Unknown)
     }
 

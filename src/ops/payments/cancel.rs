@@ -168,9 +168,10 @@ impl Vault {
                 auth_review: None,
                 next_look: NextLook::At(None),
                 attempt: None,
+                version: None,
                 now: self.next_moment(&now),
             };
-            if self.change(&now, &change, None).await? {
+            if self.change(&now, &change, None).await?.is_some() {
                 tracing::info!(payment = %now.payment_request_id, from = now.status.name(), "payment cancelled");
                 return Ok(());
             }

@@ -29,11 +29,10 @@ use crate::model::payment::Status;
 use crate::model::rules::{self, AgreementFacts, Asked, Asks, CardFacts, Column, Limits, Reason, Refusal};
 use crate::slots::{self, Taken};
 use crate::store::agreements::{AgreementRow, card_past, find_agreement, insert_agreement};
-use crate::store::backend::StoreError;
 use crate::store::cards as card_rows;
 use crate::store::cards::{CardRow, Held};
 use crate::store::payments as rows;
-use crate::store::payments::NewPayment;
+use crate::store::payments::{NewPayment, PaymentRow};
 
 use super::super::Vault;
 use super::super::error::OpError;
@@ -59,6 +58,10 @@ pub(super) struct Attempt {
     pub deadline: Instant,
     /// How often it was sent again.
     pub sends: u32,
+    /// The card as it was when the body was built, sealed; none where it must be looked for.
+    pub card_row: Option<Box<CardRow>>,
+    /// The payment as it was recorded; none where it must be looked for.
+    pub row: Option<Box<PaymentRow>>,
 }
 
 impl Attempt {
@@ -395,12 +398,18 @@ impl Vault {
         let wants_token = request.add_tokenize || request.tokenize == Some(true);
         let buyer = request.buyer.clone();
         let built = self.build_attempt(allowed, request, chosen.as_ref()).await;
-        let (card, retyped, slot, is_old) = match chosen {
-            Some(chosen) => (Some(chosen.card), chosen.retyped, chosen.slot, chosen.is_old),
-            None => (None, false, None, false),
+        let (card, retyped, slot, is_old, card_row) = match chosen {
+            Some(chosen) => {
+                let card_row = match chosen.number {
+                    Number::Stored(row) => Some(row),
+                    Number::Typed(_) => None,
+                };
+                (Some(chosen.card), chosen.retyped, chosen.slot, chosen.is_old, card_row)
+            }
+            None => (None, false, None, false, None),
         };
         let sealed = match built {
-            Ok(attempt) => self.seal_attempt(attempt, canonical, card.as_ref()),
+            Ok(attempt) => self.seal_attempt(Attempt { card_row, ..attempt }, canonical, card.as_ref()),
             Err(error) => Err(error),
         };
         match sealed {
@@ -468,6 +477,8 @@ impl Vault {
             name,
             deadline: self.clock.instant() + self.policy.attempt_deadline,
             sends: 0,
+            card_row: None,
+            row: None,
         })
     }
 
@@ -494,14 +505,14 @@ impl Vault {
     ) -> Result<Recorded, OpError> {
         let recorded = self.insert_intent(allowed, &prepared).await;
         // A payment that was not made leaves the CVV waiting; one whose card was erased ends it.
-        let goes_on = !matches!(recorded, Ok(Inserted::Yes | Inserted::CardGone | Inserted::SlotGone));
+        let goes_on = !matches!(recorded, Ok(Inserted::Yes(_) | Inserted::CardGone | Inserted::SlotGone));
         if let (true, Some(held)) = (goes_on, prepared.slot) {
             self.slots.put_back(held.taken);
         }
         match recorded? {
-            Inserted::Yes => {
+            Inserted::Yes(row) => {
                 self.metrics.payment(Status::Unknown);
-                Ok(Recorded::Ready(Box::new(prepared.attempt)))
+                Ok(Recorded::Ready(Box::new(Attempt { row: Some(row), ..prepared.attempt })))
             }
             Inserted::InUse => Ok(Recorded::InUse),
             Inserted::CardGone => Err(unknown_card()),
@@ -536,15 +547,24 @@ impl Vault {
             next_look: now.plus(self.policy.attempt_deadline),
             now,
         };
-        let mut tx = self.begin().await?;
-        if !rows::insert_payment(&mut tx, &payment).await? {
-            tx.rollback().await?;
-            let row = rows::find_payment(&self.db, &attempt.account, &attempt.id).await?;
-            return match row {
-                Some(_) => Ok(Inserted::InUse),
-                None => self.why_not(allowed.merchant(), prepared).await,
+        let by = attempt.card.as_ref().map_or("hosted page", CardId::as_str);
+        let note = Entry::done("payment.create", attempt.id.as_str()).with(by);
+        let opens = matches!(prepared.deal, Deal::Opens(..));
+        if !opens && !prepared.is_old && prepared.slot.is_none() {
+            let values = rows::insert_values(&payment);
+            let alone = (&rows::INSERT, values.as_slice());
+            return match self.audit.write_alone(&self.db, &self.keys, alone, None, note).await {
+                Ok(Some(row)) => Ok(Inserted::Yes(Box::new(rows::payment_row(&row)?))),
+                Ok(None) => self.why_not(allowed.merchant(), prepared).await,
+                Err(OpError::Unavailable(error)) => self.after_unclear_commit(attempt, error).await,
+                Err(error) => Err(error),
             };
         }
+        let mut tx = self.begin().await?;
+        let Some(row) = rows::insert_payment(&mut tx, &payment).await? else {
+            tx.rollback().await?;
+            return self.why_not(allowed.merchant(), prepared).await;
+        };
         if let Deal::Opens(id, terms) = &prepared.deal {
             let opened_by = (&attempt.account, &attempt.id);
             let card = attempt.card.as_ref();
@@ -563,17 +583,20 @@ impl Vault {
             tx.rollback().await?;
             return Ok(Inserted::SlotGone);
         }
-        let by = attempt.card.as_ref().map_or("hosted page", CardId::as_str);
-        tx.note(&Entry::done("payment.create", attempt.id.as_str()).with(by)).await?;
+        tx.note(&note).await?;
         match tx.commit().await {
-            Ok(()) => Ok(Inserted::Yes),
-            Err(error) => self.after_unclear_commit(attempt, error).await,
+            Ok(()) => Ok(Inserted::Yes(Box::new(row))),
+            Err(error) => self.after_unclear_commit(attempt, error.into()).await,
         }
     }
 
-    /// Why a payment whose id is free was not inserted: its card was erased, or its agreement ended,
-    /// since they were looked at.
+    /// Why a payment was not inserted: somebody else has used its id since it was looked up, its card was
+    /// erased, or its agreement ended.
     async fn why_not(&self, merchant: &Merchant, prepared: &Prepared) -> Result<Inserted, OpError> {
+        let (account, id) = (&prepared.attempt.account, &prepared.attempt.id);
+        if rows::find_payment(&self.db, account, id).await?.is_some() {
+            return Ok(Inserted::InUse);
+        }
         if let Deal::Uses(_, row) = &prepared.deal {
             let now = find_agreement(&self.db, merchant, &row.agreement_id).await?;
             if now.is_none_or(|now| now.state != AgreementState::Active) {
@@ -584,17 +607,21 @@ impl Vault {
     }
 
     /// A commit whose answer was lost may have happened: the row tells, by the attempt's own name.
-    async fn after_unclear_commit(&self, attempt: &Attempt, error: StoreError) -> Result<Inserted, OpError> {
+    async fn after_unclear_commit(
+        &self,
+        attempt: &Attempt,
+        error: anyhow::Error,
+    ) -> Result<Inserted, OpError> {
         match rows::find_payment(&self.db, &attempt.account, &attempt.id).await {
-            Ok(Some(row)) if row.attempt == attempt.name => Ok(Inserted::Yes),
+            Ok(Some(row)) if row.attempt == attempt.name => Ok(Inserted::Yes(Box::new(row))),
             Ok(Some(_)) => Ok(Inserted::InUse),
-            _ => Err(OpError::Unavailable(error.into())),
+            _ => Err(OpError::Unavailable(error)),
         }
     }
 }
 
 enum Inserted {
-    Yes,
+    Yes(Box<PaymentRow>),
     InUse,
     CardGone,
     AgreementGone,

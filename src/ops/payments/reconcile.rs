@@ -227,6 +227,8 @@ impl Vault {
             name,
             deadline,
             sends: 1,
+            card_row: None,
+            row: None,
         };
         let exchange = if self.may_repeat(row) {
             self.send_in_time(&attempt, body).await
@@ -234,7 +236,7 @@ impl Vault {
             Exchange::NotSent("the time to send the payment again was over")
         };
         let mut held = Held::over(attempt);
-        self.take_answer(&mut held, exchange);
+        self.take_answer(&mut held, exchange).await;
         self.record_finding(&mut held).await.map(Some)
     }
 
@@ -254,9 +256,10 @@ impl Vault {
             auth_review: None,
             next_look: NextLook::At(None),
             attempt: None,
+            version: None,
             now: self.next_moment(row),
         };
-        if self.change(row, &change, None).await? {
+        if self.change(row, &change, None).await?.is_some() {
             tracing::error!(alarm = true, payment = %row.payment_request_id, "the gateway never got a payment");
         }
         Ok(())

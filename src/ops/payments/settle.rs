@@ -6,6 +6,7 @@ use crate::base::clock::Millis;
 use crate::base::ids::{CardId, Merchant};
 use crate::base::json::{self, Object};
 use crate::base::money::Amount;
+use crate::base::sealed::Sealed;
 use crate::base::secret::{SecretBuf, SecretText};
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::envelope;
@@ -25,6 +26,7 @@ use crate::model::payment_view::{KeptAnswer, PaymentView, REDIRECTS};
 use crate::store::agreements::attach_card;
 use crate::store::backend::Tx;
 use crate::store::cards::use_card;
+use crate::store::events::insert_event;
 use crate::store::payments as rows;
 use crate::store::payments::{CancelState, Change, NextLook, PaymentRow};
 
@@ -38,11 +40,12 @@ use super::record_name;
 const TURNS: usize = 8;
 
 impl Vault {
-    /// Applies what a verified answer says, and gives the row as it stands then. `own` is the card data
-    /// that the answered call carried; it is looked for and taken out before anything is kept.
+    /// Applies what a verified answer says to a payment that was read just now, and gives the row as it stands
+    /// then. `own` is the card data that the answered call carried; it is looked for and taken out before
+    /// anything is kept.
     pub(in crate::ops) async fn settle(
         &self,
-        row: &PaymentRow,
+        row: PaymentRow,
         answer: &Verified<'_>,
         verdict: Verdict,
         source: Source,
@@ -58,21 +61,21 @@ impl Vault {
     /// As [`Self::settle`], for an answer that is scrubbed already; `token` is what was taken out of it.
     pub(super) async fn settle_scrubbed(
         &self,
-        row: &PaymentRow,
+        row: PaymentRow,
         scrubbed: &str,
         verdict: Verdict,
         source: Source,
         token: Option<&SecretText>,
     ) -> Result<PaymentRow, OpError> {
-        let (scrubbed, token_card) = self.keep_token(row, scrubbed, verdict, token).await?;
+        let (scrubbed, token_card) = self.keep_token(&row, scrubbed, verdict, token).await?;
         let facts = Facts::read(&scrubbed);
-        let dek = self.keys.active(Purpose::Card)?;
-        let record = record_name(&row.account, &row.payment_request_id);
-        let place = Place { merchant: &row.merchant, record: &record, field: Field::GatewayAnswer };
         let answer = KeptAnswer::json(source, &scrubbed);
-        let sealed = envelope::seal(&dek, &place, &SecretBuf::from_vec(answer.clone().into_bytes()))?;
-        for _ in 0..TURNS {
-            let now = self.find_again(row).await?;
+        let mut sealed = None;
+        let mut now = row;
+        for turn in 0..TURNS {
+            if turn > 0 {
+                now = self.find_again(&now).await?;
+            }
             let to = match next(now.status, verdict, source) {
                 Some(to) => to,
                 // An answer that settles nothing is kept for people to see, while nothing better is known.
@@ -83,13 +86,24 @@ impl Vault {
                     Status::Unknown
                 }
                 None => {
-                    self.keep_late(&now, verdict, &scrubbed, &facts, token_card.as_ref(), source).await?;
-                    return self.find_again(row).await;
+                    let token_card = token_card.as_ref();
+                    return match self.keep_late(&now, verdict, &scrubbed, &facts, token_card, source).await? {
+                        true => self.find_again(&now).await,
+                        false => Ok(now),
+                    };
                 }
+            };
+            let sealed = match &mut sealed {
+                Some(sealed) => &*sealed,
+                none => none.insert(self.seal_answer(&now, &answer)?),
             };
             // A look that is due may have been asked for by another notification, for what this one does not
             // tell: the gateway's own capture, say, which came first.
-            let asked = source == Source::Notification && now.next_look.is_some_and(|at| at <= self.now());
+            let look = self.look_after_change(&now, to, &facts, &scrubbed, token_card.is_some());
+            let next_look = match (look, source) {
+                (NextLook::At(at), Source::Notification) => NextLook::AtUnlessDue(at),
+                (look, _) => look,
+            };
             let change = Change {
                 from: now.status,
                 to,
@@ -97,24 +111,29 @@ impl Vault {
                 result_code: facts.result_code.as_deref(),
                 result_status: facts.result_status.as_deref(),
                 settled_by: (to != now.status && to.is_final()).then(|| source.name()),
-                answer: Some(&sealed),
+                answer: Some(sealed),
                 decline: if to == Status::Failed { Decline::of_answer(&scrubbed) } else { None },
                 token_card_id: token_card.as_ref(),
                 auth_expires_at: facts.auth_expires_at,
                 auth_review: facts.auth_review.as_deref(),
-                next_look: match asked {
-                    true => NextLook::Keep,
-                    false => self.look_after_change(&now, to, &facts, &scrubbed, token_card.is_some()),
-                },
+                next_look,
                 attempt: None,
+                version: Some(now.version),
                 now: self.next_moment(&now),
             };
-            if self.change(&now, &change, Some((&answer, source))).await? {
+            if let Some(after) = self.change(&now, &change, Some((&answer, source))).await? {
                 self.after_change(&now, to, source).await;
-                return self.find_again(row).await;
+                return Ok(after);
             }
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
+    }
+
+    fn seal_answer(&self, row: &PaymentRow, answer: &str) -> Result<Sealed, OpError> {
+        let dek = self.keys.active(Purpose::Card)?;
+        let record = record_name(&row.account, &row.payment_request_id);
+        let place = Place { merchant: &row.merchant, record: &record, field: Field::GatewayAnswer };
+        Ok(envelope::seal(&dek, &place, &SecretBuf::from_vec(answer.as_bytes().to_vec()))?)
     }
 
     /// Keeps the card that a paid payment's answer tells under Antom's token, where the request asked for
@@ -166,28 +185,68 @@ impl Vault {
     }
 
     /// Applies a change to a payment as it was read, with the event of a new status in the same
-    /// transaction; `false` where the payment has another status by now. `answer` is what the change
-    /// seals.
+    /// transaction, and gives the payment as it is then; none where it has another status by now. `answer` is
+    /// what the change seals.
     pub(super) async fn change(
         &self,
         before: &PaymentRow,
         change: &Change<'_>,
         answer: Option<(&str, Source)>,
-    ) -> Result<bool, OpError> {
-        let event = match change.to == change.from {
-            true => None,
-            false => PaymentEvent::of(Self::view_after(before, change, answer.map(|(text, _)| text)))?,
+    ) -> Result<Option<PaymentRow>, OpError> {
+        let moves = change.to != change.from;
+        let event = match moves {
+            false => None,
+            true => PaymentEvent::of(&Self::view_after(before, change, answer.map(|(text, _)| text)))?,
         };
+        let note = moves.then(|| {
+            let by = change.settled_by.or(answer.map(|(_, source)| source.name())).unwrap_or("vault");
+            let detail = format!("{} by {by}", change.to.name());
+            Entry::done("payment.change", before.payment_request_id.as_str()).with(detail)
+        });
+        let (after, news) = match note {
+            // Neither an agreement nor another card has to do with it.
+            Some(note) if before.agreement_id.is_none() && change.token_card_id.is_none() => {
+                let values = rows::change_values(&before.account, &before.payment_request_id, change);
+                let event = event.as_ref().map(|event| event.row(before));
+                let alone = (&rows::CHANGE, values.as_slice());
+                let row = self.audit.write_alone(&self.db, &self.keys, alone, event.as_ref(), note).await?;
+                (row.as_ref().map(rows::payment_row).transpose()?, false)
+            }
+            note => self.change_with_others(before, change, answer, event.as_ref(), note).await?,
+        };
+        if after.is_some() {
+            if moves {
+                self.metrics.payment(change.to);
+            }
+            if event.is_some() || news {
+                self.bell.ring_written();
+            }
+        }
+        Ok(after)
+    }
+
+    /// As [`Self::change`], with what it means for the payment's agreement and for the card that the gateway
+    /// holds; and whether that is news for the feed.
+    async fn change_with_others(
+        &self,
+        before: &PaymentRow,
+        change: &Change<'_>,
+        answer: Option<(&str, Source)>,
+        event: Option<&PaymentEvent>,
+        note: Option<Entry>,
+    ) -> Result<(Option<PaymentRow>, bool), OpError> {
         let mut tx = self.begin().await?;
-        if !rows::change_payment(&mut tx, &before.account, &before.payment_request_id, change).await? {
+        let after =
+            rows::change_payment(&mut tx, &before.account, &before.payment_request_id, change).await?;
+        if after.is_none() {
             tx.rollback().await?;
-            return Ok(false);
+            return Ok((None, false));
         }
         if let Some(card) = change.token_card_id {
             self.keep_token_card(&mut tx, &before.merchant, card).await?;
         }
-        if let Some(event) = &event {
-            event.insert(&mut tx, before).await?;
+        if let Some(event) = event {
+            insert_event(&mut tx, &event.row(before)).await?;
         }
         let news = self.carry_over(&mut tx, before, change).await?;
         if let (Status::Authorized, Some((text, source))) = (change.to, answer) {
@@ -197,19 +256,11 @@ impl Vault {
         if let (Some(agreement), Some(card)) = (&before.agreement_id, change.token_card_id) {
             attach_card(&mut tx, &before.merchant, agreement, card, change.now).await?;
         }
-        if change.to != change.from {
-            let by = change.settled_by.or(answer.map(|(_, source)| source.name())).unwrap_or("vault");
-            let detail = format!("{} by {by}", change.to.name());
-            tx.note(&Entry::done("payment.change", before.payment_request_id.as_str()).with(detail)).await?;
+        if let Some(note) = &note {
+            tx.note(note).await?;
         }
         tx.commit().await?;
-        if change.to != change.from {
-            self.metrics.payment(change.to);
-        }
-        if event.is_some() || news {
-            self.bell.ring_written();
-        }
-        Ok(true)
+        Ok((after, news))
     }
 
     /// The time of a payment's next change: now, and later than its last one, so that its events are
@@ -232,7 +283,8 @@ impl Vault {
     }
 
     /// An answer that changes no status may still tell what is waited for: the network transaction id of an
-    /// agreement's first payment, Antom's token, the end of the authorisation, its review.
+    /// agreement's first payment, Antom's token, the end of the authorisation, its review. `true` where
+    /// something was written.
     async fn keep_late(
         &self,
         payment: &PaymentRow,
@@ -241,15 +293,17 @@ impl Vault {
         facts: &Facts,
         token_card: Option<&CardId>,
         source: Source,
-    ) -> Result<(), OpError> {
+    ) -> Result<bool, OpError> {
         if verdict != Verdict::Paid || payment.status != Status::Authorized {
-            return Ok(());
+            return Ok(false);
         }
         let ids = ChainIds::of_answer(scrubbed);
-        let news = facts.auth_expires_at.is_some() || facts.auth_review.is_some() || token_card.is_some();
+        let news = (facts.auth_expires_at.is_some() && facts.auth_expires_at != payment.auth_expires_at)
+            || (facts.auth_review.is_some() && facts.auth_review != payment.auth_review)
+            || (token_card.is_some() && payment.token_card_id.is_none());
         let wanted = payment.agreement_id.is_some() && !ids.is_empty();
         if !news && !wanted {
-            return Ok(());
+            return Ok(false);
         }
         let now = self.now();
         let mut tx = self.begin().await?;
@@ -266,7 +320,7 @@ impl Vault {
         tx.note(&Entry::done("payment.learn", payment.payment_request_id.as_str()).with(source.name()))
             .await?;
         tx.commit().await?;
-        Ok(())
+        Ok(true)
     }
 
     /// A card that the gateway has told is taken by its payment, and stays; where its time was over and it
@@ -342,7 +396,7 @@ impl Vault {
         let expected = Expected { payment_request_id: &row.payment_request_id, amount: &amount };
         match read_inquiry(&answer.verified(), &expected) {
             Reading::Says(verdict) => {
-                let own = Own::default();
+                let (row, own) = (self.find_again(row).await?, Own::default());
                 let row = self.settle(row, &answer.verified(), verdict, Source::Inquiry, own).await?;
                 self.learn_transactions(&row, &answer.verified()).await?;
                 Ok((self.find_again(&row).await?, Some(verdict)))

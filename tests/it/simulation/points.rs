@@ -105,13 +105,14 @@ fn shown(points: &[What]) -> String {
     words.join(", ")
 }
 
-/// The list, by flow, as it is where a new card is stored by `card`, and events are numbered by `number`.
-fn listed(card: &'static str, number: &'static str) -> BTreeMap<&'static str, String> {
+/// The list, by flow, as it is where a statement that tells of itself is an `alone`, and events are numbered by
+/// `number`.
+fn listed(alone: &'static str, number: &'static str) -> BTreeMap<&'static str, String> {
     let lines = LIST.split("```points\n").nth(1).and_then(|rest| rest.split("```").next());
     let lines = lines.expect("the list of points in docs/durability.md").lines();
     let of_engine = |points: &str| {
         let words = points.split(", ").map(|word| match word {
-            "card" => card,
+            "alone" => alone,
             "number" => number,
             word => word,
         });
@@ -184,10 +185,10 @@ fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outco
 
 fn every_point(
     engine: &str,
-    (card, number): (&'static str, &'static str),
+    (alone, number): (&'static str, &'static str),
     ground: impl Fn() -> Option<Ground> + Sync,
 ) {
-    let (started, list) = (Instant::now(), listed(card, number));
+    let (started, list) = (Instant::now(), listed(alone, number));
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {

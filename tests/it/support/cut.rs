@@ -156,7 +156,7 @@ struct Client {
     started: bool,
     in_transaction: bool,
     /// Prepared statements by name: what they write.
-    statements: HashMap<String, Option<String>>,
+    statements: HashMap<String, Vec<String>>,
     writes: Vec<String>,
 }
 
@@ -182,7 +182,7 @@ impl Client {
         let (first, second) = (texts.next()?.into_owned(), texts.next().unwrap_or_default().into_owned());
         match message[0] {
             b'P' => drop(self.statements.insert(first, written(&second))),
-            b'B' => self.writes.extend(self.statements.get(&second).cloned().flatten()),
+            b'B' => self.writes.extend(self.statements.get(&second).into_iter().flatten().cloned()),
             b'Q' if first.starts_with("BEGIN") => {
                 self.in_transaction = true;
                 self.writes.clear();
@@ -205,15 +205,18 @@ impl Client {
     }
 }
 
-/// Verb and table of a statement that writes, also where it begins with the rows that it is given.
-fn written(sql: &str) -> Option<String> {
-    let words: Vec<&str> = sql.split_whitespace().collect();
-    let begins = |word: &str| matches!(word, "INSERT" | "DELETE" | "UPDATE");
-    let verb = match *words.first()? {
-        "WITH" => words.iter().position(|word| begins(word))?,
-        first if begins(first) => 0,
-        _ => return None,
-    };
-    let table = words.get(if words[verb] == "UPDATE" { verb + 1 } else { verb + 2 })?;
-    Some(format!("{} {}", words[verb], table.split('(').next()?))
+/// Verb and table of all that a statement writes.
+fn written(sql: &str) -> Vec<String> {
+    let words: Vec<&str> = sql.split([' ', '\n', '(']).filter(|word| !word.is_empty()).collect();
+    let mut written = Vec::new();
+    for (at, word) in words.iter().enumerate() {
+        let table = match (*word, words.get(at + 1)) {
+            ("INSERT", Some(&"INTO")) | ("DELETE", Some(&"FROM")) => words.get(at + 2),
+            // Not that of an `ON CONFLICT DO UPDATE`.
+            ("UPDATE", table) if at == 0 || words.get(at - 1) != Some(&"DO") => table,
+            _ => None,
+        };
+        written.extend(table.map(|table| format!("{word} {table}")));
+    }
+    written
 }
