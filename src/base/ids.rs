@@ -1,34 +1,39 @@
 //! Names of things: random ids that are never derived from a PAN and never mistakable for one.
 
 use std::fmt;
+use std::sync::LazyLock;
 
 use data_encoding::{Encoding, Specification};
 
+use super::clock::Millis;
 use super::entropy::{self, NoEntropy};
 
 /// Crockford's base32 alphabet, upper case, without padding.
-fn crockford() -> Encoding {
+static CROCKFORD: LazyLock<Encoding> = LazyLock::new(|| {
     let mut specification = Specification::new();
     specification.symbols.push_str("0123456789ABCDEFGHJKMNPQRSTVWXYZ");
     // The alphabet is fixed above and valid; a failure here would be a change of the library.
     specification.encoding().unwrap_or(data_encoding::BASE32_NOPAD)
-}
+});
 
 /// `bytes` in Crockford's base32.
 pub fn base32(bytes: &[u8]) -> String {
-    crockford().encode(bytes)
+    CROCKFORD.encode(bytes)
 }
 
 /// Reads Crockford's base32 in its one spelling (upper case, no padding, no look-alikes).
 pub fn from_base32(text: &str) -> Option<Vec<u8>> {
-    crockford().decode(text.as_bytes()).ok()
+    CROCKFORD.decode(text.as_bytes()).ok()
 }
 
-/// 160 random bits in Crockford's base32 (32 characters) without a run of digits that could be taken
-/// for a card number by anything that looks for one (12 digits or more).
-fn random_name() -> Result<String, NoEntropy> {
+/// These bytes and random ones, 160 bits in all, in Crockford's base32 (32 characters) without a run of digits
+/// that could be taken for a card number by anything that looks for one (12 digits or more).
+fn random_name<const N: usize>(begin: [u8; N]) -> Result<String, NoEntropy> {
+    const { assert!(N <= 6, "fewer than 12 characters come from what is given") };
     loop {
-        let name = base32(&entropy::array::<20>()?);
+        let mut bytes = entropy::array::<20>()?;
+        bytes.iter_mut().zip(begin).for_each(|(byte, given)| *byte = given);
+        let name = base32(&bytes);
         if longest_digit_run(&name) < 12 {
             return Ok(name);
         }
@@ -51,7 +56,7 @@ macro_rules! random_id {
 
             /// A fresh random id.
             pub fn make() -> Result<Self, NoEntropy> {
-                Ok(Self(format!(concat!($prefix, "{}"), random_name()?)))
+                Ok(Self(format!(concat!($prefix, "{}"), random_name([])?)))
             }
 
             /// Accepts exactly the spelling that [`Self::make`] produces.
@@ -105,6 +110,15 @@ random_id!(
     EventId,
     "evt_"
 );
+
+impl EventId {
+    /// A fresh id that sorts by time, so that an index of events grows at its end: 48 bits of milliseconds, as
+    /// in a UUID of version 7 (RFC 9562, section 5.7), and 112 random ones.
+    pub fn at(at: Millis) -> Result<Self, NoEntropy> {
+        let [_, _, time @ ..] = at.0.to_be_bytes();
+        Ok(Self(format!("{}{}", Self::PREFIX, random_name(time)?)))
+    }
+}
 random_id!(
     /// A signed report of what was erased because its time was over: `rpt_` and 32 characters.
     ReportId,
@@ -223,6 +237,17 @@ mod tests {
             assert!(longest_digit_run(id.as_str()) < 12);
             assert_eq!(CardId::parse(id.as_str()), Some(id.clone()));
             assert!(seen.insert(id));
+        }
+    }
+
+    #[test]
+    fn an_events_id_sorts_by_time() {
+        let at = |ms: i64| EventId::at(Millis(ms)).expect("entropy");
+        for (before, after) in [(0, 1), (1_795_000_000_000, 1_795_000_000_001), ((1 << 40) - 1, 1 << 40)] {
+            let (one, other) = (at(before), at(after));
+            assert!(one < other, "{one} {other}");
+            assert_ne!(one, at(before));
+            assert_eq!(EventId::parse(one.as_str()), Some(one));
         }
     }
 

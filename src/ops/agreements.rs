@@ -104,7 +104,7 @@ pub(super) async fn insert_agreement_event(
         .string_or_null("endedReason", why.map(AgreementEvent::reason))
         .finish();
     let event = NewEvent {
-        event_id: &EventId::make()?,
+        event_id: &EventId::at(now)?,
         merchant,
         kind,
         object_type: "agreement",

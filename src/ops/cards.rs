@@ -21,18 +21,56 @@ use crate::model::card::{CardPatch, Details, MaskedCard, MaskedPan, TypedCard};
 use crate::model::event::EventKind;
 use crate::slots::Taken;
 use crate::store::agreements::has_active;
+use crate::store::backend::Db;
 use crate::store::cards as rows;
 use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, HeldPan, NewCard, NewDetails};
 
 use super::audit::AuditedTx;
 use super::error::OpError;
 use super::events::{CardEvent, insert_card_event};
+use super::gather::{Grouped, as_for_another};
 use super::keys::DataKeys;
 use super::writer::Change;
 use super::{Vault, cvv_of};
 
 /// How often a lost race is run again. Each turn somebody else has won, so progress is made.
 const TURNS: usize = 8;
+
+/// Most cards that are read by one statement.
+pub(super) const READS: usize = 64;
+/// Such statements under way at once.
+pub(super) const READ_LANES: usize = 1;
+
+/// Reads cards that many ask for at once.
+pub(super) struct CardReads(Db);
+
+impl CardReads {
+    /// From a database.
+    pub(super) fn of(db: Db) -> Self {
+        Self(db)
+    }
+}
+
+impl Grouped for CardReads {
+    type Asked = (Merchant, CardId);
+    type Told = Option<CardRow>;
+
+    async fn run(&self, group: Vec<Self::Asked>) -> Vec<Result<Option<CardRow>, OpError>> {
+        // PostgreSQL has a plan at hand for one, and makes one each time for many.
+        if let [(merchant, id)] = group.as_slice() {
+            return vec![rows::find_card(&self.0, merchant, id).await.map_err(OpError::from)];
+        }
+        match rows::find_cards(&self.0, &group).await {
+            Ok(found) => found.into_iter().map(|row| row.map_err(OpError::from)).collect(),
+            Err(error) => {
+                let error = OpError::from(error);
+                let mut told: Vec<_> = group.iter().skip(1).map(|_| Err(as_for_another(&error))).collect();
+                told.push(Err(error));
+                told
+            }
+        }
+    }
+}
 
 /// Which cards to list.
 #[derive(Default)]
@@ -351,8 +389,8 @@ impl Vault {
 
     /// A masked card.
     pub async fn read_card(&self, allowed: &Allowed<ReadCards>, id: &CardId) -> Result<MaskedCard, OpError> {
-        let row = self.live_card(allowed.merchant(), id).await?;
-        self.masked(allowed.merchant(), &row).await
+        let row = self.reader.ask((allowed.merchant().clone(), id.clone())).await?;
+        self.masked(allowed.merchant(), &row.ok_or(OpError::NotFound(None))?).await
     }
 
     /// A page of masked cards, and whether there are more.

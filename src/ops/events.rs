@@ -153,7 +153,7 @@ impl CardEvent {
         body.string("cardId", card.as_str()).string("source", source);
         body.string_if("expiresAfter", expires);
         Ok(Self {
-            event_id: EventId::make()?,
+            event_id: EventId::at(at)?,
             merchant: merchant.clone(),
             kind,
             card: card.clone(),
@@ -184,7 +184,7 @@ pub(super) async fn insert_operation_event(
 ) -> Result<bool, OpError> {
     let Some(kind) = EventKind::of_operation(view.kind, view.status) else { return Ok(false) };
     let event = NewEvent {
-        event_id: &EventId::make()?,
+        event_id: &EventId::at(view.updated_at)?,
         merchant,
         kind,
         object_type: view.kind.name(),
@@ -208,7 +208,8 @@ impl PaymentEvent {
     /// The event of a payment as it will be; none where its status is no news.
     pub(super) fn of(view: &PaymentView) -> Result<Option<Self>, NoEntropy> {
         let Some(kind) = EventKind::of_payment(view.status) else { return Ok(None) };
-        Ok(Some(Self { event_id: EventId::make()?, kind, body: view.event_json(), at: view.updated_at }))
+        let at = view.updated_at;
+        Ok(Some(Self { event_id: EventId::at(at)?, kind, body: view.event_json(), at }))
     }
 
     /// As it is inserted.

@@ -9,6 +9,7 @@ pub mod cards;
 pub mod custody;
 pub mod error;
 pub mod events;
+mod gather;
 pub mod hindrances;
 pub mod import;
 pub mod keys;
@@ -42,8 +43,10 @@ use crate::slots::Slots;
 use crate::store::backend::Db;
 
 use audit::{Audit, AuditedTx};
+use cards::CardReads;
 use error::OpError;
 use events::EventBell;
+use gather::Gather;
 use hindrances::Hindrances;
 use keys::DataKeys;
 use running::Running;
@@ -142,6 +145,8 @@ pub struct Vault {
     pub hindrances: Hindrances,
     /// Commits cards in groups.
     writer: Writer,
+    /// Reads cards in groups.
+    reader: Gather<CardReads>,
 }
 
 impl Vault {
@@ -171,6 +176,7 @@ impl Vault {
         // SQLite's writers stand in a queue.
         let bell = Arc::new(EventBell::new(db.is_sqlite()));
         Ok(Self {
+            reader: Gather::new(CardReads::of(db.clone()), cards::READS, cards::READ_LANES),
             writer: Writer::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit), Arc::clone(&bell)),
             db,
             keys,

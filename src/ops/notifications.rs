@@ -274,7 +274,7 @@ impl Vault {
         }
         let id = short_id(dispute_id);
         let event = NewEvent {
-            event_id: &EventId::make()?,
+            event_id: &EventId::at(now)?,
             merchant,
             kind,
             object_type: "dispute",

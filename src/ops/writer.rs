@@ -1,15 +1,10 @@
-//! Group commit: what is to be stored while a commit is under way goes into the next one, together. Nothing
-//! waits for company: what comes when nothing runs is committed at once, alone.
+//! Group commit: what is to be stored while a commit is under way goes into the next one, together.
 //!
 //! A commit is the database's dearest work, and costs the same for one row as for sixty. Each change has its
 //! event and its audit rows in the transaction that it is in. Where a group cannot be written, each of it is
-//! written alone, so that what is wrong with one is that one's trouble. Groups are written by tasks of the
-//! writer's own: a caller that goes away leaves nothing half done.
+//! written alone, so that what is wrong with one is that one's trouble.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use tokio::sync::oneshot;
+use std::sync::Arc;
 
 use crate::base::clock::Millis;
 use crate::model::audit::{Actor, Entry};
@@ -21,13 +16,12 @@ use crate::store::groups::{find_known, store};
 use super::audit::{Audit, AuditedTx, actor};
 use super::error::OpError;
 use super::events::{CardEvent, EventBell};
+use super::gather::{Gather, Grouped, as_for_another};
 use super::keys::DataKeys;
 
 /// Most changes of one commit: more make it no cheaper, and their callers wait for all of it.
 const GROUP: usize = 64;
-/// Changes that may wait. There are no more callers than connections, so that this is never reached.
-const QUEUE: usize = 4096;
-/// Groups under way at once on PostgreSQL. SQLite has one writer.
+/// Groups under way at once: SQLite has one writer, and a connection of PostgreSQL's is for this alone.
 const LANES: usize = 1;
 
 /// Something to be stored. It is not stored where what it was made from has changed meanwhile.
@@ -39,38 +33,26 @@ pub(super) enum Change {
 }
 
 /// A change with what tells of it.
-struct Asked {
+pub(super) struct Asked {
     change: Change,
     event: Option<CardEvent>,
     notes: Vec<(Actor, Entry, Millis)>,
 }
 
-struct Waiting {
-    asked: Asked,
-    answer: oneshot::Sender<Result<bool, OpError>>,
-}
-
 /// The writer of one process.
-pub(super) struct Writer(Arc<Inner>);
+pub(super) struct Writer(Gather<Commits>);
 
-struct Inner {
+struct Commits {
     db: Db,
     keys: Arc<DataKeys>,
     audit: Arc<Audit>,
     bell: Arc<EventBell>,
-    queue: Mutex<Queue>,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    lanes: usize,
 }
 
 impl Writer {
     /// A writer at rest.
     pub(super) fn new(db: Db, keys: Arc<DataKeys>, audit: Arc<Audit>, bell: Arc<EventBell>) -> Self {
-        Self(Arc::new(Inner { db, keys, audit, bell, queue: Mutex::default() }))
+        Self(Gather::new(Commits { db, keys, audit, bell }, GROUP, LANES))
     }
 
     /// Stores something with its event and its audit rows, in the name of the task's actor; `false` where it
@@ -81,88 +63,54 @@ impl Writer {
         event: Option<CardEvent>,
         notes: Vec<Entry>,
     ) -> Result<bool, OpError> {
-        let (who, at) = (actor(), self.0.audit.now());
+        let (who, at) = (actor(), self.0.work().audit.now());
         let notes = notes.into_iter().map(|entry| (who.clone(), entry, at)).collect();
-        let (answer, answered) = oneshot::channel();
-        self.0.enqueue(Waiting { asked: Asked { change, event, notes }, answer })?;
-        answered.await.unwrap_or_else(|_| Err(OpError::Internal(anyhow::anyhow!("a group was cut off"))))
+        self.0.ask(Asked { change, event, notes }).await
     }
 }
 
-impl Inner {
-    fn enqueue(self: &Arc<Self>, one: Waiting) -> Result<(), OpError> {
-        let lanes = if self.db.is_sqlite() { 1 } else { LANES };
-        let mut queue = self.queue();
-        if queue.waiting.len() >= QUEUE {
-            return Err(OpError::Unavailable(anyhow::anyhow!("too many cards wait to be stored")));
-        }
-        queue.waiting.push_back(one);
-        if queue.lanes < lanes {
-            queue.lanes += 1;
-            drop(queue);
-            tokio::spawn(Lane { writer: Some(Arc::clone(self)) }.run());
-        }
-        Ok(())
-    }
+impl Grouped for Commits {
+    type Asked = Asked;
+    type Told = bool;
 
-    // A panic while the lock was held leaves the queue whole: each change is one call.
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What waits, for one commit; none where the lane that asks is over.
-    fn next_group(&self) -> Option<Vec<Waiting>> {
-        let mut queue = self.queue();
-        if queue.waiting.is_empty() {
-            queue.lanes -= 1;
-            return None;
-        }
-        let size = queue.waiting.len().min(GROUP);
-        Some(queue.waiting.drain(..size).collect())
-    }
-
-    async fn write_group(&self, group: Vec<Waiting>) {
-        let (asked, answers): (Vec<Asked>, Vec<_>) =
-            group.into_iter().map(|one| (one.asked, one.answer)).unzip();
-        match self.commit(&asked).await {
-            Ok(stored) => {
-                for (answer, stored) in answers.into_iter().zip(stored) {
-                    // A caller that is gone asks again.
-                    let _ = answer.send(Ok(stored));
-                }
-            }
-            Err(Failed { error, retry }) if asked.len() > 1 => {
+    async fn run(&self, group: Vec<Asked>) -> Vec<Result<bool, OpError>> {
+        match self.commit(&group).await {
+            Ok(stored) => stored.into_iter().map(Ok).collect(),
+            Err(Failed { error, retry }) if group.len() > 1 => {
                 if retry {
                     tracing::warn!(
-                        cards = asked.len(),
+                        cards = group.len(),
                         error = &error as &dyn std::error::Error,
                         "a group could not be written; each is written alone"
                     );
                 }
-                let mut away = (!retry).then_some(error);
-                for (one, answer) in asked.iter().zip(answers) {
-                    let told = match &away {
-                        // Nothing can be reached: the others need not find out one by one.
-                        Some(error) => Err(as_for_another(error)),
-                        None => match self.commit(std::slice::from_ref(one)).await {
-                            Ok(stored) => Ok(stored.first().copied().unwrap_or(false)),
-                            Err(Failed { error, retry: true }) => Err(error),
-                            Err(Failed { error, retry: false }) => {
-                                let told = as_for_another(&error);
-                                away = Some(error);
-                                Err(told)
-                            }
-                        },
-                    };
-                    let _ = answer.send(told);
-                }
+                self.commit_each(&group, (!retry).then_some(error)).await
             }
-            Err(Failed { error, .. }) => {
-                if let Some(answer) = answers.into_iter().next() {
-                    let _ = answer.send(Err(error));
-                }
-            }
+            Err(Failed { error, .. }) => vec![Err(error)],
         }
+    }
+}
+
+impl Commits {
+    /// Writes each of a group alone, until it is known that nothing can be written.
+    async fn commit_each(&self, group: &[Asked], mut away: Option<OpError>) -> Vec<Result<bool, OpError>> {
+        let mut told = Vec::with_capacity(group.len());
+        for one in group {
+            told.push(match &away {
+                // Nothing can be reached: the others need not find out one by one.
+                Some(error) => Err(as_for_another(error)),
+                None => match self.commit(std::slice::from_ref(one)).await {
+                    Ok(stored) => Ok(stored.first().copied().unwrap_or(false)),
+                    Err(Failed { error, retry: true }) => Err(error),
+                    Err(Failed { error, retry: false }) => {
+                        let told = as_for_another(&error);
+                        away = Some(error);
+                        Err(told)
+                    }
+                },
+            });
+        }
+        told
     }
 
     /// Writes a group in one commit; which of it was stored.
@@ -183,9 +131,7 @@ impl Inner {
         }
         Ok(stored)
     }
-}
 
-impl Inner {
     /// Stores a group of new cards in one statement, where the database has one for that; none where nothing
     /// was stored, and a transaction finds out which of it can be.
     async fn store_at_once(&self, group: &[Asked]) -> Result<Option<Vec<bool>>, Failed> {
@@ -249,15 +195,6 @@ impl Failed {
     }
 }
 
-/// The same trouble, for another caller; the log has the whole of it once.
-fn as_for_another(error: &OpError) -> OpError {
-    match error {
-        OpError::Sealed => OpError::Sealed,
-        OpError::Unavailable(why) => OpError::Unavailable(anyhow::anyhow!("{why}")),
-        other => OpError::Internal(anyhow::anyhow!("{other}")),
-    }
-}
-
 /// Writes everything of a group but the commit; which of it was stored.
 async fn write(tx: &mut AuditedTx<'_>, group: &[Asked]) -> Result<Vec<bool>, OpError> {
     let mut stored = vec![false; group.len()];
@@ -295,33 +232,4 @@ async fn write(tx: &mut AuditedTx<'_>, group: &[Asked]) -> Result<Vec<bool>, OpE
     let notes: Vec<_> = done().flat_map(|one| one.notes.iter().cloned()).collect();
     tx.note_all(&notes).await?;
     Ok(stored)
-}
-
-/// Writes groups until nothing waits. Where it is cut off, the callers of its group are told, and those that
-/// still wait get another lane.
-struct Lane {
-    writer: Option<Arc<Inner>>,
-}
-
-impl Lane {
-    async fn run(mut self) {
-        while let Some(writer) = &self.writer {
-            match writer.next_group() {
-                Some(group) => writer.write_group(group).await,
-                None => self.writer = None,
-            }
-        }
-    }
-}
-
-impl Drop for Lane {
-    fn drop(&mut self) {
-        let Some(writer) = self.writer.take() else { return };
-        let mut queue = writer.queue();
-        queue.lanes -= 1;
-        // They are told that they were cut off, or the next caller's lane takes them.
-        if queue.lanes == 0 {
-            queue.waiting.clear();
-        }
-    }
 }

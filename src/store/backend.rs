@@ -400,6 +400,35 @@ impl Db {
         Ok(rows)
     }
 
+    /// Reads what a statement finds for many rows.
+    pub async fn list_many<'a, R>(&self, many: &'static Many, rows: &[R]) -> Result<Vec<Row>, StoreError>
+    where
+        R: AsRef<[Arg<'a>]>,
+    {
+        let passage = self.enter(Work::Read).await?;
+        let found = match &self.engine {
+            Engine::Sqlite { readers, .. } => {
+                let (mut found, mut left) = (Vec::new(), rows);
+                while !left.is_empty() {
+                    let (sql, size) = many.chunk(left.len());
+                    let (these, others) = left.split_at(size);
+                    let args = these.iter().flat_map(|row| row.as_ref());
+                    let some = on!(readers, connection => bound!(sql, args).fetch_all(connection));
+                    found.extend(some.into_iter().map(Row::Sqlite));
+                    left = others;
+                }
+                found
+            }
+            Engine::Postgres { pool, .. } => {
+                let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
+                let found = on!(pool, connection => query.fetch_all(connection));
+                found.into_iter().map(Row::Postgres).collect()
+            }
+        };
+        leave(passage).await?;
+        Ok(found)
+    }
+
     /// Runs one writing statement, which is its own transaction, and tells how many rows it changed.
     pub async fn execute(&self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
         let passage = self.enter(Work::Write).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::agreements::{CardPast, past_columns, past_of};
 use super::backend::{Arg, Db, Row, StoreError, Tx};
 use super::many::{Columns, Kind, Many};
 use crate::base::clock::Millis;
@@ -306,6 +307,58 @@ pub async fn note_expiry_told(
          AND erased_at IS NULL AND (expiry_told IS NULL OR expiry_told <> $3)";
     let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Text(month)];
     Ok(tx.execute(SQL, &args).await? == 1)
+}
+
+/// As [`find_card`], with the card's past since `since`.
+pub async fn find_card_and_past(
+    db: &Db,
+    merchant: &Merchant,
+    id: &CardId,
+    since: Millis,
+    now: Millis,
+) -> Result<Option<(CardRow, CardPast)>, StoreError> {
+    const SQL: &str = concat!(
+        "SELECT ",
+        columns!(),
+        ", ",
+        past_columns!(),
+        " FROM cards WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL"
+    );
+    let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Int(since.0), Arg::Int(now.0)];
+    let row = db.find(SQL, &args).await?;
+    row.map(|row| Ok((card_row(&row)?, past_of(&row)?))).transpose()
+}
+
+/// As [`find_card`], for many: what each is, in their order.
+pub async fn find_cards(
+    db: &Db,
+    given: &[(Merchant, CardId)],
+) -> Result<Vec<Result<Option<CardRow>, StoreError>>, StoreError> {
+    // PostgreSQL would read all cards for a join where it knows too little of the table.
+    static SQL: Many = Many::of_each(
+        &[("place", Kind::Int), ("owner", Kind::Text), ("id", Kind::Text)],
+        concat!(
+            "SELECT place, ",
+            columns!(),
+            " FROM given CROSS JOIN cards WHERE card_id = id AND merchant = owner AND erased_at IS NULL"
+        ),
+        concat!(
+            "SELECT place, found.* FROM given CROSS JOIN LATERAL (SELECT ",
+            columns!(),
+            " FROM cards WHERE card_id = id AND merchant = owner AND erased_at IS NULL LIMIT 1) AS found"
+        ),
+    );
+    let mut rows = Vec::with_capacity(given.len());
+    for (place, (merchant, id)) in given.iter().enumerate() {
+        let place = i64::try_from(place).unwrap_or(i64::MAX);
+        rows.push([Arg::Int(place), Arg::Text(merchant.as_str()), Arg::Text(id.as_str())]);
+    }
+    let mut found: Vec<_> = given.iter().map(|_| Ok(None)).collect();
+    for row in db.list_many(&SQL, &rows).await? {
+        let place = usize::try_from(row.int("place")?).ok();
+        *place.and_then(|place| found.get_mut(place)).ok_or(StoreError::Damaged)? = card_row(&row).map(Some);
+    }
+    Ok(found)
 }
 
 /// A merchant's live card.

@@ -24,7 +24,8 @@ const CHUNKS: [usize; 6] = [32, 16, 8, 4, 2, 1];
 /// A statement over rows that it calls `given`, with columns of these names and kinds.
 pub struct Many {
     columns: Columns,
-    rest: &'static str,
+    sqlite: &'static str,
+    postgres: &'static str,
     texts: OnceLock<Texts>,
 }
 
@@ -36,7 +37,12 @@ struct Texts {
 impl Many {
     /// `rest` is what follows `WITH given (…) AS (…)`.
     pub const fn new(columns: Columns, rest: &'static str) -> Self {
-        Self { columns, rest, texts: OnceLock::new() }
+        Self::of_each(columns, rest, rest)
+    }
+
+    /// As [`Self::new`], where the engines need different words.
+    pub const fn of_each(columns: Columns, sqlite: &'static str, postgres: &'static str) -> Self {
+        Self { columns, sqlite, postgres, texts: OnceLock::new() }
     }
 
     pub(super) fn kinds(&self) -> impl Iterator<Item = Kind> {
@@ -60,16 +66,13 @@ impl Many {
         self.texts.get_or_init(|| {
             let names = names(self.columns);
             let whole =
-                |source: &str| format!("WITH given ({}) AS ({source}) {}", names.join(", "), self.rest);
+                |source: &str, rest: &str| format!("WITH given ({}) AS ({source}) {rest}", names.join(", "));
             let chunk = |size: usize| {
-                let row = |row: usize| {
-                    let first = row * names.len() + 1;
-                    let all: Vec<String> = (first..first + names.len()).map(|n| format!("${n}")).collect();
-                    format!("({})", all.join(", "))
-                };
-                whole(&format!("VALUES {}", (0..size).map(row).collect::<Vec<_>>().join(", ")))
+                // Without numbers: the driver looks for the name of each parameter in a list of all names.
+                let row = format!("({})", vec!["?"; names.len()].join(", "));
+                whole(&format!("VALUES {}", vec![row.as_str(); size].join(", ")), self.sqlite)
             };
-            Texts { arrays: whole(&unnested(self.columns, 1)), chunks: CHUNKS.map(chunk) }
+            Texts { arrays: whole(&unnested(self.columns, 1), self.postgres), chunks: CHUNKS.map(chunk) }
         })
     }
 }
@@ -147,10 +150,7 @@ mod tests {
         );
         assert_eq!(
             SOME.chunk(3),
-            (
-                "WITH given (a, b) AS (VALUES ($1, $2), ($3, $4)) INSERT INTO t (a, b) SELECT a, b FROM given",
-                2
-            )
+            ("WITH given (a, b) AS (VALUES (?, ?), (?, ?)) INSERT INTO t (a, b) SELECT a, b FROM given", 2)
         );
     }
 

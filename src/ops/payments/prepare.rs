@@ -28,7 +28,7 @@ use crate::model::pay_request::{CardForm, PayRequest, Sensitive};
 use crate::model::payment::Status;
 use crate::model::rules::{self, AgreementFacts, Asked, Asks, CardFacts, Column, Limits, Reason, Refusal};
 use crate::slots::{self, Taken};
-use crate::store::agreements::{AgreementRow, card_past, find_agreement, insert_agreement};
+use crate::store::agreements::{AgreementRow, CardPast, card_past, find_agreement, insert_agreement};
 use crate::store::cards as card_rows;
 use crate::store::cards::{CardRow, Held};
 use crate::store::payments as rows;
@@ -191,7 +191,7 @@ impl Vault {
                     self.flags(merchant, &request, &deal, None, self.now()).await?;
                 }
                 let row = self.card_for_token(merchant, &token, buyer).await?;
-                Some(self.choose_row(merchant, row, &mut request, &deal, self.now()).await?)
+                Some(self.choose_row(merchant, row, &mut request, &deal, self.now(), None).await?)
             }
             CardForm::Reference(id) => Some(self.choose_stored(merchant, &id, &mut request, &deal).await?),
         };
@@ -263,9 +263,11 @@ impl Vault {
         request: &mut PayRequest,
         deal: &Deal,
     ) -> Result<Chosen, OpError> {
-        let row = card_rows::find_card(&self.db, merchant, id).await?.ok_or_else(unknown_card)?;
+        let (since, now) = self.times_of_past();
+        let found = card_rows::find_card_and_past(&self.db, merchant, id, since, now).await?;
+        let (row, past) = found.ok_or_else(unknown_card)?;
         let typed_at = row.typed_at;
-        self.choose_row(merchant, row, request, deal, typed_at).await
+        self.choose_row(merchant, row, request, deal, typed_at, Some(past)).await
     }
 
     async fn choose_row(
@@ -275,11 +277,16 @@ impl Vault {
         request: &mut PayRequest,
         deal: &Deal,
         typed_at: Millis,
+        past: Option<CardPast>,
     ) -> Result<Chosen, OpError> {
         let id = row.card_id.clone();
         request.pays_by_token = matches!(row.held, Held::Token { .. });
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
-        let flags = self.flags(merchant, request, deal, Some(&id), typed_at).await?;
+        let past = match past {
+            Some(past) => past,
+            None => self.past_of(merchant, &id).await?,
+        };
+        let flags = self.flags_for(request, deal, Some(&id), &facts(typed_at, Some(&past)))?;
         let details = self.open_details(merchant, &row).await?;
         check_claims(request, details.as_ref())?;
         let find = |card: Instrument<'_>| match card {
@@ -300,7 +307,7 @@ impl Vault {
         Ok(Chosen { card: id, details, flags, retyped: false, slot, number, is_old })
     }
 
-    /// As what the payment leaves: a column of the truth table, or why it does not leave at all.
+    /// As what a payment leaves whose card is not read with its past.
     pub(super) async fn flags(
         &self,
         merchant: &Merchant,
@@ -309,7 +316,33 @@ impl Vault {
         card: Option<&CardId>,
         typed_at: Millis,
     ) -> Result<CardFlags, OpError> {
-        let facts = self.card_facts(merchant, card, typed_at).await?;
+        let past = match card {
+            Some(card) => Some(self.past_of(merchant, card).await?),
+            None => None,
+        };
+        self.flags_for(request, deal, card, &facts(typed_at, past.as_ref()))
+    }
+
+    async fn past_of(&self, merchant: &Merchant, card: &CardId) -> Result<CardPast, OpError> {
+        let (since, now) = self.times_of_past();
+        Ok(card_past(&self.db, merchant, card, since, now).await?)
+    }
+
+    /// Since when declines are heard, and now.
+    fn times_of_past(&self) -> (Millis, Millis) {
+        let now = self.now();
+        let long = i64::try_from(DECLINES_COUNT.as_millis()).unwrap_or(0);
+        (Millis(now.0.saturating_sub(long)), now)
+    }
+
+    /// As what a payment leaves: a column of the truth table, or why it does not leave at all.
+    fn flags_for(
+        &self,
+        request: &PayRequest,
+        deal: &Deal,
+        card: Option<&CardId>,
+        facts: &CardFacts,
+    ) -> Result<CardFlags, OpError> {
         let asked = Asked {
             agreement: match deal {
                 Deal::None => Asks::OneTime,
@@ -323,7 +356,7 @@ impl Vault {
         };
         let limits =
             Limits { unattached: self.policy.unattached, declined_attempts: self.policy.declined_attempts };
-        let flags = match (rules::decide(&asked, &facts, limits, self.now())?, deal) {
+        let flags = match (rules::decide(&asked, facts, limits, self.now())?, deal) {
             // What Antom holds is on file there, however new it is here (reference, section 8.2).
             (Column::OneTime | Column::First, _) if request.pays_by_token => CardFlags::on_file(),
             (Column::OneTime | Column::First, _) => CardFlags::fresh(),
@@ -335,30 +368,6 @@ impl Vault {
         };
         check_flag_claims(request, &flags)?;
         Ok(flags)
-    }
-
-    async fn card_facts(
-        &self,
-        merchant: &Merchant,
-        card: Option<&CardId>,
-        typed_at: Millis,
-    ) -> Result<CardFacts, OpError> {
-        let fresh = CardFacts { has_active_agreement: false, typed_at, decline: None, declined_attempts: 0 };
-        let Some(card) = card else { return Ok(fresh) };
-        let now = self.now();
-        let since = Millis(now.0.saturating_sub(i64::try_from(DECLINES_COUNT.as_millis()).unwrap_or(0)));
-        let past = card_past(&self.db, merchant, card, since, now).await?;
-        let decline = match (past.revoked, past.never) {
-            (1.., _) => Some(Decline::Revoked),
-            (_, 1..) => Some(Decline::Never),
-            _ => None,
-        };
-        Ok(CardFacts {
-            has_active_agreement: past.has_active_agreement,
-            decline,
-            declined_attempts: u32::try_from(past.declined_attempts).unwrap_or(u32::MAX),
-            ..fresh
-        })
     }
 
     /// Takes the CVV that is held for this payment, if one is.
@@ -626,6 +635,21 @@ enum Inserted {
     CardGone,
     AgreementGone,
     SlotGone,
+}
+
+/// What the rules want to know of a card; what is new here has no past.
+fn facts(typed_at: Millis, past: Option<&CardPast>) -> CardFacts {
+    let decline = match past.map(|past| (past.revoked, past.never)) {
+        Some((1.., _)) => Some(Decline::Revoked),
+        Some((_, 1..)) => Some(Decline::Never),
+        _ => None,
+    };
+    CardFacts {
+        has_active_agreement: past.is_some_and(|past| past.has_active_agreement),
+        typed_at,
+        decline,
+        declined_attempts: past.map_or(0, |past| u32::try_from(past.declined_attempts).unwrap_or(u32::MAX)),
+    }
 }
 
 fn agreement_facts(row: &AgreementRow, card: Option<&CardId>) -> AgreementFacts {
