@@ -1,6 +1,8 @@
 //! Cards: tokenise, read masked, update, hold a CVV, erase. This is the one place where a PAN is sealed
 //! and opened.
 
+use std::time::Duration;
+
 use crate::base::card::Pan;
 use crate::base::clock::Millis;
 use crate::base::cvv::Cvv;
@@ -40,6 +42,8 @@ const TURNS: usize = 8;
 pub(super) const READS: usize = 64;
 /// Such statements under way at once.
 pub(super) const READ_LANES: usize = 1;
+/// How long one may take.
+pub(super) const READ_LONGEST: Duration = Duration::from_secs(10);
 
 /// Reads cards that many ask for at once.
 pub(super) struct CardReads(Db);

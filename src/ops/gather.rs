@@ -1,11 +1,13 @@
 //! Does together what many ask for at once. What is asked for while a group is under way goes into the next one.
 //! Nothing waits for company: what comes when nothing runs is done at once, alone.
 //!
-//! Groups are run by tasks of their own: a caller that goes away leaves nothing half done.
+//! Groups are run by tasks of their own: a caller that goes away leaves nothing half done. A group that takes too
+//! long is given up, so that a connection on which nothing comes any more does not hold up everybody.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -40,6 +42,8 @@ struct Inner<G: Grouped> {
     most: usize,
     /// Groups that may be under way at once.
     lanes: usize,
+    /// How long a group may take.
+    longest: Duration,
     queue: Mutex<Queue<G>>,
 }
 
@@ -49,10 +53,10 @@ struct Queue<G: Grouped> {
 }
 
 impl<G: Grouped> Gather<G> {
-    /// For groups of at most `most`, of which `lanes` may be under way at once.
-    pub(super) fn new(work: G, most: usize, lanes: usize) -> Self {
+    /// For groups of at most `most`, of which `lanes` may be under way at once, each at most for `longest`.
+    pub(super) fn new(work: G, most: usize, lanes: usize, longest: Duration) -> Self {
         let queue = Mutex::new(Queue { waiting: VecDeque::new(), lanes: 0 });
-        Self(Arc::new(Inner { work, most, lanes, queue }))
+        Self(Arc::new(Inner { work, most, lanes, longest, queue }))
     }
 
     /// What is done.
@@ -109,7 +113,12 @@ impl<G: Grouped> Lane<G> {
         while let Some(inner) = &self.0 {
             match inner.next_group() {
                 Some((asked, answers)) => {
-                    let told = inner.work.run(asked).await;
+                    let told = tokio::time::timeout(inner.longest, inner.work.run(asked)).await;
+                    let told = told.unwrap_or_else(|_| {
+                        tracing::error!(callers = answers.len(), "a group took too long and was given up");
+                        let late = || anyhow::anyhow!("the database did not answer in time");
+                        answers.iter().map(|_| Err(OpError::Unavailable(late()))).collect()
+                    });
                     for (answer, told) in answers.into_iter().zip(told) {
                         // A caller that is gone asks again.
                         let _ = answer.send(told);
@@ -139,5 +148,85 @@ pub(super) fn as_for_another(error: &OpError) -> OpError {
         OpError::Sealed => OpError::Sealed,
         OpError::Unavailable(why) => OpError::Unavailable(anyhow::anyhow!("{why}")),
         other => OpError::Internal(anyhow::anyhow!("{other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Doubles numbers; `0` never comes back, `1` panics.
+    struct Doubles;
+
+    impl Grouped for Doubles {
+        type Asked = usize;
+        type Told = (usize, usize);
+
+        async fn run(&self, group: Vec<usize>) -> Vec<Result<(usize, usize), OpError>> {
+            if group.contains(&0) {
+                std::future::pending::<()>().await;
+            }
+            assert!(!group.contains(&1), "one");
+            // Long enough for others to gather.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            group.iter().map(|number| Ok((2 * number, group.len()))).collect()
+        }
+    }
+
+    fn gather() -> Arc<Gather<Doubles>> {
+        Arc::new(Gather::new(Doubles, 8, 1, Duration::from_millis(500)))
+    }
+
+    fn ask(
+        gather: &Arc<Gather<Doubles>>,
+        number: usize,
+    ) -> tokio::task::JoinHandle<Result<(usize, usize), OpError>> {
+        let gather = Arc::clone(gather);
+        tokio::spawn(async move { gather.ask(number).await })
+    }
+
+    #[tokio::test]
+    async fn the_first_goes_alone_and_the_others_together() {
+        let gather = gather();
+        let asked: Vec<_> = (2..20).map(|number| ask(&gather, number)).collect();
+        let mut sizes = Vec::new();
+        for (number, told) in (2..20).zip(asked) {
+            let (double, size) = told.await.expect("no panic").expect("told");
+            assert_eq!(double, 2 * number);
+            sizes.push(size);
+        }
+        // Whoever came before the first lane began went with it.
+        let mut left = sizes.as_slice();
+        while let Some(size) = left.first() {
+            assert!((1..=8).contains(size) && left[..*size].iter().all(|one| one == size), "{sizes:?}");
+            left = &left[*size..];
+        }
+    }
+
+    #[tokio::test]
+    async fn what_never_comes_back_is_given_up_and_the_next_goes_on() {
+        let gather = gather();
+        let stuck = ask(&gather, 0);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let next = ask(&gather, 2);
+        assert!(matches!(stuck.await.expect("no panic"), Err(OpError::Unavailable(_))));
+        assert_eq!(next.await.expect("no panic").expect("told"), (4, 1));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_its_groups_alone() {
+        let gather = gather();
+        let broken = ask(&gather, 1);
+        assert!(matches!(broken.await.expect("no panic"), Err(OpError::Internal(_))));
+        assert_eq!(ask(&gather, 2).await.expect("no panic").expect("told"), (4, 1));
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_harms_nobody() {
+        let gather = gather();
+        let gone = ask(&gather, 2);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        gone.abort();
+        assert_eq!(ask(&gather, 3).await.expect("no panic").expect("told"), (6, 1));
     }
 }

@@ -5,6 +5,7 @@
 //! written alone, so that what is wrong with one is that one's trouble.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::base::clock::Millis;
 use crate::model::audit::{Actor, Entry};
@@ -23,6 +24,8 @@ use super::keys::DataKeys;
 const GROUP: usize = 64;
 /// Groups under way at once: SQLite has one writer, and a connection of PostgreSQL's is for this alone.
 const LANES: usize = 1;
+/// How long a group may take. Nobody knows then whether it is stored.
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Something to be stored. It is not stored where what it was made from has changed meanwhile.
 pub(super) enum Change {
@@ -52,7 +55,7 @@ struct Commits {
 impl Writer {
     /// A writer at rest.
     pub(super) fn new(db: Db, keys: Arc<DataKeys>, audit: Arc<Audit>, bell: Arc<EventBell>) -> Self {
-        Self(Gather::new(Commits { db, keys, audit, bell }, GROUP, LANES))
+        Self(Gather::new(Commits { db, keys, audit, bell }, GROUP, LANES, LONGEST))
     }
 
     /// Stores something with its event and its audit rows, in the name of the task's actor; `false` where it
