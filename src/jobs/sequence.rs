@@ -1,6 +1,6 @@
-//! Numbers those committed events that were written without a number, so that the feed shows them. One process does it, by lease; another takes
-//! over when the lease is over. Nothing is in memory that a crash could lose: what is not numbered yet
-//! stands in the table.
+//! Numbers those committed events that were written without a number, so that the feed shows them. One process
+//! does it, by lease; another takes over when the lease is over. Nothing is in memory that a crash could lose:
+//! what is not numbered yet stands in the table.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -158,24 +158,16 @@ impl Audit {
     ) -> Result<Option<Row>, OpError> {
         let mut links = self.links(keys).await?;
         let rows = links.rows(&[(actor(), entry, self.clock.now())])?;
-        links.in_doubt();
-        match alone.run(db, values, event, &rows).await {
-            Ok(Some(row)) => {
-                links.written();
-                Ok(Some(row))
-            }
-            Ok(None) => {
-                links.not_written();
-                Ok(None)
-            }
-            Err(error) => {
-                links.count_failure();
-                if let StoreError::Refused(_) = error {
-                    links.not_written();
-                }
-                Err(error.into())
-            }
-        }
+        let written = links.write(alone.run(db, values, event, &rows), Option::is_some).await;
+        written.map_err(|error| {
+            self.count_failure();
+            error.into()
+        })
+    }
+
+    /// Counts a failure to write rows.
+    pub(super) fn count_failure(&self) {
+        self.tally.failures.inc();
     }
 
     /// Records a masked read, which waits for no disk: a crash can lose what was read in the last moments.
@@ -345,19 +337,22 @@ impl Links<'_> {
         Ok((row, mac))
     }
 
-    /// From here on a drop leaves the chain: its rows may have become durable.
-    pub(super) fn in_doubt(&mut self) {
+    /// Waits for the statement that writes them, or, where `stored` says of what it gives that it did not,
+    /// nothing. Where nobody can know, or this is dropped, the chain is left: its rows may be durable.
+    pub(super) async fn write<T>(
+        mut self,
+        writing: impl Future<Output = Result<T, StoreError>>,
+        stored: impl Fn(&T) -> bool,
+    ) -> Result<T, StoreError> {
         self.lease.in_doubt = true;
-    }
-
-    /// Nothing that this made is in the database.
-    pub(super) fn not_written(mut self) {
-        self.lease.in_doubt = false;
-    }
-
-    /// What it made is durable.
-    pub(super) fn written(self) {
-        drop(self.settle());
+        let done = writing.await;
+        match &done {
+            Ok(told) if stored(told) => drop(self.settle()),
+            // Nothing of it is in the database, and the chain goes on from its newest row.
+            Ok(_) | Err(StoreError::Refused(_)) => self.lease.in_doubt = false,
+            Err(_) => {}
+        }
+        done
     }
 
     fn settle(mut self) -> Lease {
@@ -429,7 +424,8 @@ impl AuditedTx<'_> {
 
     async fn finish(self) -> Result<Lease, StoreError> {
         let Self { tx, mut links } = self;
-        links.in_doubt();
+        // From here on a drop leaves the chain: its rows may have become durable.
+        links.lease.in_doubt = true;
         let committed = tx.commit().await;
         if committed.is_err() {
             links.count_failure();

@@ -30,7 +30,7 @@ use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, HeldPan, NewCard, 
 use super::audit::AuditedTx;
 use super::error::OpError;
 use super::events::{CardEvent, insert_card_event};
-use super::gather::{Grouped, as_for_another};
+use super::gather::{Gather, Grouped, as_for_another};
 use super::keys::DataKeys;
 use super::writer::Change;
 use super::{Vault, cvv_of};
@@ -39,19 +39,17 @@ use super::{Vault, cvv_of};
 const TURNS: usize = 8;
 
 /// Most cards that are read by one statement.
-pub(super) const READS: usize = 64;
-/// Such statements under way at once.
-pub(super) const READ_LANES: usize = 1;
+const READS: usize = 64;
 /// How long one may take.
-pub(super) const READ_LONGEST: Duration = Duration::from_secs(10);
+const READ_LONGEST: Duration = Duration::from_secs(10);
 
 /// Reads cards that many ask for at once.
 pub(super) struct CardReads(Db);
 
 impl CardReads {
-    /// From a database.
-    pub(super) fn of(db: Db) -> Self {
-        Self(db)
+    /// Gathers reads of a database.
+    pub(super) fn gather(db: Db) -> Gather<Self> {
+        Gather::new(Self(db), READS, READ_LONGEST)
     }
 }
 

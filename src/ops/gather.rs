@@ -40,8 +40,6 @@ struct Inner<G: Grouped> {
     work: G,
     /// Most of a group: more make it no cheaper, and their callers wait for all of it.
     most: usize,
-    /// Groups that may be under way at once.
-    lanes: usize,
     /// How long a group may take.
     longest: Duration,
     queue: Mutex<Queue<G>>,
@@ -49,14 +47,15 @@ struct Inner<G: Grouped> {
 
 struct Queue<G: Grouped> {
     waiting: VecDeque<(G::Asked, Answer<G>)>,
-    lanes: usize,
+    /// Whether a lane runs.
+    running: bool,
 }
 
 impl<G: Grouped> Gather<G> {
-    /// For groups of at most `most`, of which `lanes` may be under way at once, each at most for `longest`.
-    pub(super) fn new(work: G, most: usize, lanes: usize, longest: Duration) -> Self {
-        let queue = Mutex::new(Queue { waiting: VecDeque::new(), lanes: 0 });
-        Self(Arc::new(Inner { work, most, lanes, longest, queue }))
+    /// For groups of at most `most`, one after the other, each at most for `longest`.
+    pub(super) fn new(work: G, most: usize, longest: Duration) -> Self {
+        let queue = Mutex::new(Queue { waiting: VecDeque::new(), running: false });
+        Self(Arc::new(Inner { work, most, longest, queue }))
     }
 
     /// What is done.
@@ -79,8 +78,7 @@ impl<G: Grouped> Inner<G> {
             return Err(OpError::Unavailable(anyhow::anyhow!("too many callers wait for the same")));
         }
         queue.waiting.push_back((asked, answer));
-        if queue.lanes < self.lanes {
-            queue.lanes += 1;
+        if !std::mem::replace(&mut queue.running, true) {
             drop(queue);
             tokio::spawn(Lane(Some(Arc::clone(self))).run());
         }
@@ -96,7 +94,7 @@ impl<G: Grouped> Inner<G> {
     fn next_group(&self) -> Option<Group<G>> {
         let mut queue = self.queue();
         if queue.waiting.is_empty() {
-            queue.lanes -= 1;
+            queue.running = false;
             return None;
         }
         let size = queue.waiting.len().min(self.most);
@@ -104,8 +102,7 @@ impl<G: Grouped> Inner<G> {
     }
 }
 
-/// Runs groups until nothing waits. Where it is cut off, the callers of its group are told, and those that still
-/// wait get another lane.
+/// Runs groups until nothing waits. Where it is cut off, all callers are told, and the next one gets another lane.
 struct Lane<G: Grouped>(Option<Arc<Inner<G>>>);
 
 impl<G: Grouped> Lane<G> {
@@ -134,11 +131,9 @@ impl<G: Grouped> Drop for Lane<G> {
     fn drop(&mut self) {
         let Some(inner) = self.0.take() else { return };
         let mut queue = inner.queue();
-        queue.lanes -= 1;
-        // They are told that they were cut off, or the next caller's lane takes them.
-        if queue.lanes == 0 {
-            queue.waiting.clear();
-        }
+        queue.running = false;
+        // They are told that they were cut off.
+        queue.waiting.clear();
     }
 }
 
@@ -174,7 +169,7 @@ mod tests {
     }
 
     fn gather() -> Arc<Gather<Doubles>> {
-        Arc::new(Gather::new(Doubles, 8, 1, Duration::from_millis(500)))
+        Arc::new(Gather::new(Doubles, 8, Duration::from_millis(500)))
     }
 
     fn ask(

@@ -176,12 +176,7 @@ impl Vault {
         // SQLite's writers stand in a queue.
         let bell = Arc::new(EventBell::new(db.is_sqlite()));
         Ok(Self {
-            reader: Gather::new(
-                CardReads::of(db.clone()),
-                cards::READS,
-                cards::READ_LANES,
-                cards::READ_LONGEST,
-            ),
+            reader: CardReads::gather(db.clone()),
             writer: Writer::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit), Arc::clone(&bell)),
             db,
             keys,

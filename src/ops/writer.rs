@@ -22,8 +22,6 @@ use super::keys::DataKeys;
 
 /// Most changes of one commit: more make it no cheaper, and their callers wait for all of it.
 const GROUP: usize = 64;
-/// Groups under way at once: SQLite has one writer, and a connection of PostgreSQL's is for this alone.
-const LANES: usize = 1;
 /// How long a group may take. Nobody knows then whether it is stored.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -55,7 +53,7 @@ struct Commits {
 impl Writer {
     /// A writer at rest.
     pub(super) fn new(db: Db, keys: Arc<DataKeys>, audit: Arc<Audit>, bell: Arc<EventBell>) -> Self {
-        Self(Gather::new(Commits { db, keys, audit, bell }, GROUP, LANES, LONGEST))
+        Self(Gather::new(Commits { db, keys, audit, bell }, GROUP, LONGEST))
     }
 
     /// Stores something with its event and its audit rows, in the name of the task's actor; `false` where it
@@ -158,23 +156,15 @@ impl Commits {
         let notes: Vec<_> = fresh().flat_map(|(one, _)| one.notes.iter().cloned()).collect();
         let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
         let rows = links.rows(&notes).map_err(Failed::for_all)?;
-        links.in_doubt();
-        match store(&way, &cards, &events, &rows).await {
+        match links.write(store(&way, &cards, &events, &rows), |stored| *stored).await {
             Ok(true) => {
-                links.written();
                 self.bell.ring_numbered();
                 Ok(Some(known.into_iter().map(|known| !known).collect()))
             }
-            Ok(false) if group.len() == 1 => {
-                links.not_written();
-                Ok(Some(vec![false]))
-            }
-            Ok(false) | Err(StoreError::Refused(_)) => {
-                links.not_written();
-                Ok(None)
-            }
+            Ok(false) if group.len() == 1 => Ok(Some(vec![false])),
+            Ok(false) | Err(StoreError::Refused(_)) => Ok(None),
             Err(error) => {
-                links.count_failure();
+                self.audit.count_failure();
                 Err(Failed::for_all(error.into()))
             }
         }

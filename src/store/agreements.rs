@@ -381,22 +381,22 @@ pub struct CardPast {
     pub declined_attempts: i64,
 }
 
-/// A card's past since `$3`, at `$4`, as columns. What was not declined is not looked at, however much it is.
-macro_rules! past_columns {
+/// A card's past since `$3`, at `$4`, as a table of one row. What was not declined is not looked at, however much
+/// it is.
+macro_rules! past {
     () => {
-        "(SELECT COUNT(*) FROM agreements WHERE merchant = $1 AND card_id = $2 AND state = 'ACTIVE' \
+        "(SELECT \
+         (SELECT COUNT(*) FROM agreements WHERE merchant = $1 AND card_id = $2 AND state = 'ACTIVE' \
              AND (expires_at IS NULL OR expires_at > $4)) AS active, \
-         (SELECT COUNT(*) FROM payments WHERE merchant = $1 AND card_id = $2 AND created_at > $3 \
-             AND decline = 'revoked') AS revoked, \
-         (SELECT COUNT(*) FROM payments WHERE merchant = $1 AND card_id = $2 AND created_at > $3 \
-             AND decline = 'never') AS never, \
-         (SELECT COUNT(*) FROM payments WHERE merchant = $1 AND card_id = $2 AND created_at > $3 \
-             AND decline IS NOT NULL AND initiator = 'MERCHANT') AS attempts"
+         COUNT(CASE WHEN decline = 'revoked' THEN 1 END) AS revoked, \
+         COUNT(CASE WHEN decline = 'never' THEN 1 END) AS never, \
+         COUNT(CASE WHEN initiator = 'MERCHANT' THEN 1 END) AS attempts \
+         FROM payments WHERE merchant = $1 AND card_id = $2 AND decline IS NOT NULL AND created_at > $3) AS past"
     };
 }
-pub(super) use past_columns;
+pub(super) use past;
 
-/// Reads [`past_columns`].
+/// Reads a row of [`past`].
 pub(super) fn past_of(row: &Row) -> Result<CardPast, StoreError> {
     Ok(CardPast {
         has_active_agreement: row.int("active")? > 0,
@@ -414,7 +414,7 @@ pub async fn card_past(
     since: Millis,
     now: Millis,
 ) -> Result<CardPast, StoreError> {
-    const SQL: &str = concat!("SELECT ", past_columns!());
+    const SQL: &str = concat!("SELECT * FROM ", past!());
     let args =
         [Arg::Text(merchant.as_str()), Arg::Text(card_id.as_str()), Arg::Int(since.0), Arg::Int(now.0)];
     past_of(&db.find(SQL, &args).await?.ok_or(StoreError::Damaged)?)

@@ -18,7 +18,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Executor as _, Postgres, Row as _, Sqlite};
+use sqlx::{Executor as _, PgConnection, Postgres, Row as _, Sqlite, SqliteConnection};
 use zeroize::Zeroizing;
 
 use super::lent::{Lender, Lent};
@@ -408,21 +408,10 @@ impl Db {
         let passage = self.enter(Work::Read).await?;
         let found = match &self.engine {
             Engine::Sqlite { readers, .. } => {
-                let (mut found, mut left) = (Vec::new(), rows);
-                while !left.is_empty() {
-                    let (sql, size) = many.chunk(left.len());
-                    let (these, others) = left.split_at(size);
-                    let args = these.iter().flat_map(|row| row.as_ref());
-                    let some = on!(readers, connection => bound!(sql, args).fetch_all(connection));
-                    found.extend(some.into_iter().map(Row::Sqlite));
-                    left = others;
-                }
-                found
+                on!(readers, connection => many_of_sqlite(connection, many, rows))
             }
             Engine::Postgres { pool, .. } => {
-                let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
-                let found = on!(pool, connection => query.fetch_all(connection));
-                found.into_iter().map(Row::Postgres).collect()
+                on!(pool, connection => many_of_postgres(connection, many, rows))
             }
         };
         leave(passage).await?;
@@ -590,6 +579,37 @@ fn by_column<'a, R: AsRef<[Arg<'a>]>>(
     query
 }
 
+/// Runs a statement over many rows, a chunk at a time, and gives what it returns.
+async fn many_of_sqlite<'a, R: AsRef<[Arg<'a>]>>(
+    connection: &mut SqliteConnection,
+    many: &'static Many,
+    rows: &[R],
+) -> Result<Vec<Row>, sqlx::Error> {
+    let (mut returned, mut left) = (Vec::new(), rows);
+    while !left.is_empty() {
+        let (sql, size) = many.chunk(left.len());
+        let (these, others) = left.split_at(size);
+        let args = these.iter().flat_map(|row| row.as_ref());
+        let found = bound!(sql, args).fetch_all(&mut *connection).await?;
+        returned.extend(found.into_iter().map(Row::Sqlite));
+        left = others;
+    }
+    Ok(returned)
+}
+
+/// The same, all rows at once.
+async fn many_of_postgres<'a, R: AsRef<[Arg<'a>]>>(
+    connection: &mut PgConnection,
+    many: &'static Many,
+    rows: &[R],
+) -> Result<Vec<Row>, sqlx::Error> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
+    Ok(query.fetch_all(connection).await?.into_iter().map(Row::Postgres).collect())
+}
+
 /// PostgreSQL's connection for what is committed in groups.
 pub struct Groups<'a> {
     db: &'a Db,
@@ -603,10 +623,9 @@ impl Groups<'_> {
         R: AsRef<[Arg<'a>]>,
     {
         let passage = self.db.enter(Work::Read).await?;
-        let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
-        let found = on!(self.connections, connection => query.fetch_all(connection));
+        let found = on!(self.connections, connection => many_of_postgres(connection, many, rows));
         leave(passage).await?;
-        Ok(found.into_iter().map(Row::Postgres).collect())
+        Ok(found)
     }
 
     /// Runs one statement that writes into several tables, which is its own transaction, and gives the row that
@@ -684,28 +703,10 @@ impl Tx {
     where
         R: AsRef<[Arg<'a>]>,
     {
-        let mut returned = Vec::new();
-        match &mut self.begun {
-            Begun::Sqlite(tx) => {
-                let mut left = rows;
-                while !left.is_empty() {
-                    let (sql, size) = many.chunk(left.len());
-                    let (these, others) = left.split_at(size);
-                    let args = these.iter().flat_map(|row| row.as_ref());
-                    let found = bound!(sql, args).fetch_all(tx.connection()?).await?;
-                    returned.extend(found.into_iter().map(Row::Sqlite));
-                    left = others;
-                }
-            }
-            Begun::Postgres(tx) => {
-                if !rows.is_empty() {
-                    let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
-                    let found = query.fetch_all(tx.connection()?).await?;
-                    returned.extend(found.into_iter().map(Row::Postgres));
-                }
-            }
-        }
-        Ok(returned)
+        Ok(match &mut self.begun {
+            Begun::Sqlite(tx) => many_of_sqlite(tx.connection()?, many, rows).await?,
+            Begun::Postgres(tx) => many_of_postgres(tx.connection()?, many, rows).await?,
+        })
     }
 
     /// Whether this is SQLite.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::agreements::{CardPast, past_columns, past_of};
+use super::agreements::{CardPast, past, past_of};
 use super::backend::{Arg, Db, Row, StoreError, Tx};
 use super::many::{Columns, Kind, Many};
 use crate::base::clock::Millis;
@@ -320,9 +320,9 @@ pub async fn find_card_and_past(
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
-        ", ",
-        past_columns!(),
-        " FROM cards WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL"
+        ", past.* FROM cards CROSS JOIN ",
+        past!(),
+        " WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL"
     );
     let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Int(since.0), Arg::Int(now.0)];
     let row = db.find(SQL, &args).await?;

@@ -16,8 +16,7 @@ use crate::gateway::{Call, Exchange};
 use crate::model::pay_request::Sensitive;
 use crate::model::payment::{Source, Status, Verdict};
 use crate::model::payment_view::PaymentView;
-use crate::store::cards as card_rows;
-use crate::store::cards::find_card;
+use crate::store::cards::{self as card_rows, find_card};
 use crate::store::payments as rows;
 use crate::store::payments::{Change, NextLook, PaymentRow};
 

@@ -191,7 +191,8 @@ impl Vault {
                     self.flags(merchant, &request, &deal, None, self.now()).await?;
                 }
                 let row = self.card_for_token(merchant, &token, buyer).await?;
-                Some(self.choose_row(merchant, row, &mut request, &deal, self.now(), None).await?)
+                let past = self.past_of(merchant, &row.card_id).await?;
+                Some(self.choose_row(merchant, row, &mut request, &deal, self.now(), &past).await?)
             }
             CardForm::Reference(id) => Some(self.choose_stored(merchant, &id, &mut request, &deal).await?),
         };
@@ -267,7 +268,7 @@ impl Vault {
         let found = card_rows::find_card_and_past(&self.db, merchant, id, since, now).await?;
         let (row, past) = found.ok_or_else(unknown_card)?;
         let typed_at = row.typed_at;
-        self.choose_row(merchant, row, request, deal, typed_at, Some(past)).await
+        self.choose_row(merchant, row, request, deal, typed_at, &past).await
     }
 
     async fn choose_row(
@@ -277,16 +278,12 @@ impl Vault {
         request: &mut PayRequest,
         deal: &Deal,
         typed_at: Millis,
-        past: Option<CardPast>,
+        past: &CardPast,
     ) -> Result<Chosen, OpError> {
         let id = row.card_id.clone();
         request.pays_by_token = matches!(row.held, Held::Token { .. });
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
-        let past = match past {
-            Some(past) => past,
-            None => self.past_of(merchant, &id).await?,
-        };
-        let flags = self.flags_for(request, deal, Some(&id), &facts(typed_at, Some(&past)))?;
+        let flags = self.flags_for(request, deal, Some(&id), &facts(typed_at, Some(past)))?;
         let details = self.open_details(merchant, &row).await?;
         check_claims(request, details.as_ref())?;
         let find = |card: Instrument<'_>| match card {
