@@ -311,7 +311,8 @@ impl Db {
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(WAIT)
-            .connect_with(connect.clone())
+            // In KiB. Not more: each commit looks through all of the cache.
+            .connect_with(connect.clone().pragma("cache_size", "-8000"))
             .await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS)

@@ -19,7 +19,7 @@ pub enum Kind {
 pub type Columns = &'static [(&'static str, Kind)];
 
 /// How many rows one statement takes on SQLite, largest first.
-const CHUNKS: [usize; 6] = [32, 16, 8, 4, 2, 1];
+const CHUNKS: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
 
 /// A statement over rows that it calls `given`, with columns of these names and kinds.
 pub struct Many {
@@ -67,10 +67,13 @@ impl Many {
             let names = names(self.columns);
             let whole =
                 |source: &str, rest: &str| format!("WITH given ({}) AS ({source}) {rest}", names.join(", "));
+            // Where one row cannot be written the whole transaction is given up. Otherwise SQLite copies each page
+            // that the statement changes to a file of its own, to take back the statement alone.
+            let sqlite = self.sqlite.replacen("INSERT INTO", "INSERT OR FAIL INTO", 1);
             let chunk = |size: usize| {
                 // Without numbers: the driver looks for the name of each parameter in a list of all names.
                 let row = format!("({})", vec!["?"; names.len()].join(", "));
-                whole(&format!("VALUES {}", vec![row.as_str(); size].join(", ")), self.sqlite)
+                whole(&format!("VALUES {}", vec![row.as_str(); size].join(", ")), &sqlite)
             };
             Texts { arrays: whole(&unnested(self.columns, 1), self.postgres), chunks: CHUNKS.map(chunk) }
         })
@@ -150,7 +153,11 @@ mod tests {
         );
         assert_eq!(
             SOME.chunk(3),
-            ("WITH given (a, b) AS (VALUES (?, ?), (?, ?)) INSERT INTO t (a, b) SELECT a, b FROM given", 2)
+            (
+                "WITH given (a, b) AS (VALUES (?, ?), (?, ?)) INSERT OR FAIL INTO t (a, b) \
+                 SELECT a, b FROM given",
+                2
+            )
         );
     }
 
