@@ -90,6 +90,15 @@ random_id!(
     CardId,
     "card_"
 );
+
+impl CardId {
+    /// A fresh id that an index over cards has beside those of the same second, not on a page of its own:
+    /// 32 bits of milliseconds, which come round every 50 days, and 128 random ones.
+    pub fn at(at: Millis) -> Result<Self, NoEntropy> {
+        let [_, _, _, _, time @ ..] = at.0.to_be_bytes();
+        Ok(Self(format!("{}{}", Self::PREFIX, random_name(time)?)))
+    }
+}
 random_id!(
     /// A stored-credential agreement: `agr_` and 32 characters of Crockford base32.
     AgreementId,
@@ -234,6 +243,24 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for _ in 0..10_000 {
             let id = CardId::make().expect("entropy");
+            assert!(longest_digit_run(id.as_str()) < 12);
+            assert_eq!(CardId::parse(id.as_str()), Some(id.clone()));
+            assert!(seen.insert(id));
+        }
+    }
+
+    #[test]
+    fn a_cards_id_stands_beside_those_of_its_time() {
+        let at = |ms: i64| CardId::at(Millis(ms)).expect("entropy");
+        // 30 bits of the 32 are six whole characters.
+        let time = |id: &CardId| id.as_str().get(..CardId::PREFIX.len() + 6).map(str::to_owned);
+        let (one, other) = (at(1_795_000_000_000), at(1_795_000_000_001));
+        assert_eq!(time(&one), time(&other));
+        assert!(time(&one) < time(&at(1_795_000_001_000)));
+        assert_eq!(time(&one), time(&at(1_795_000_000_000 + (1 << 32))), "the time comes round");
+        let mut seen = std::collections::HashSet::new();
+        for ms in 0..10_000 {
+            let id = at(ms / 100);
             assert!(longest_digit_run(id.as_str()) < 12);
             assert_eq!(CardId::parse(id.as_str()), Some(id.clone()));
             assert!(seen.insert(id));

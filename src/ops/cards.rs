@@ -228,7 +228,7 @@ impl Vault {
         details: &Details,
         buyer: Option<&str>,
     ) -> Result<NewCard, OpError> {
-        let card_id = CardId::make()?;
+        let card_id = CardId::at(self.now())?;
         // Before the keys: where they change after this, the card is not stored, and sealed again.
         let epoch = self.keys.epoch();
         self.keys.active(Purpose::Fingerprint)?;
@@ -317,7 +317,8 @@ impl Vault {
             if let Some(row) = self.find_by_token(merchant, token, buyer).await? {
                 return Ok(row);
             }
-            let (card_id, now) = (CardId::make()?, self.now());
+            let now = self.now();
+            let card_id = CardId::at(now)?;
             let mac_key = self.keys.active(Purpose::RequestMac)?;
             let digest = request_mac::token_digest(&mac_key, merchant, token)?;
             let dek = self.keys.active(Purpose::GatewayToken)?;
