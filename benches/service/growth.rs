@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use cardvault::base::clock::{Clock, SystemClock};
+
 use super::baseline::Widths;
 use super::load;
 use super::vault::{Numbers, tokenise};
@@ -59,7 +61,9 @@ pub async fn measure(options: &Options, ground: &Ground) {
 fn fill(ground: &Ground, widths: Widths, rows: u64) -> String {
     let columns = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, brand, bin, last4, pan, details, \
          typed_at, version, created_at, updated_at)";
-    let rest = "1772366400000, 1, 1772366400000, 1772366400000";
+    // Of today: what is old is swept away meanwhile.
+    let now = SystemClock.now().0;
+    let rest = format!("{now}, 1, {now}, {now}");
     let Widths { pan, details } = widths;
     if ground.cluster.is_some() {
         let random = "sha256((random()::text || n)::bytea)";
