@@ -9,7 +9,7 @@ use crate::base::secret::SecretBuf;
 use crate::metrics::Metrics;
 
 use super::antom::verify::{NotVerified, SignatureHeaders, VerifiedText};
-use super::{Call, Exchange, Gateway};
+use super::{Call, Exchange, Gateway, Signed};
 
 /// Another gateway, measured.
 pub struct Measured {
@@ -25,10 +25,14 @@ impl Measured {
 }
 
 impl Gateway for Measured {
-    fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
+    fn sign(&self, call: Call, body: SecretBuf) -> Signed {
+        self.inner.sign(call, body)
+    }
+
+    fn send(&self, signed: Signed) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
         Box::pin(async move {
-            let started = Instant::now();
-            let exchange = self.inner.call(call, body).await;
+            let (started, call) = (Instant::now(), signed.call);
+            let exchange = self.inner.send(signed).await;
             let outcome = match &exchange {
                 Exchange::Answered(_) => "answered",
                 Exchange::NotSent(_) => "not_sent",

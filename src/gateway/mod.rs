@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use crate::base::clock::Millis;
 use crate::base::secret::SecretBuf;
 
 pub mod antom;
@@ -44,6 +45,18 @@ impl Call {
     }
 }
 
+/// A call that is signed, and not sent yet.
+pub struct Signed {
+    /// Which call.
+    pub call: Call,
+    /// The bytes that are sent.
+    pub body: SecretBuf,
+    /// The time that the signature names.
+    pub time: Millis,
+    /// The signature's header; none where it could not be made.
+    pub signature: Option<String>,
+}
+
 /// How a call ended.
 pub enum Exchange {
     /// An answer whose signature is right.
@@ -56,8 +69,16 @@ pub enum Exchange {
 
 /// A gateway account that can be called.
 pub trait Gateway: Send + Sync {
-    /// Sends `body` as it is and waits for the answer, within the account's time limits.
-    fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>>;
+    /// Signs a call, which is long work for the processor. Nothing is sent.
+    fn sign(&self, call: Call, body: SecretBuf) -> Signed;
+
+    /// Sends what was signed just now as it is and waits for the answer, within the account's time limits.
+    fn send(&self, signed: Signed) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>>;
+
+    /// Signs and sends.
+    fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
+        self.send(self.sign(call, body))
+    }
 
     /// Checks a notification over the path that the gateway called. Nothing of it is read before.
     fn verify_notification(

@@ -6,7 +6,7 @@ use super::agreements::{CardPast, past, past_of};
 use super::backend::{Arg, Db, Row, StoreError, Tx};
 use super::many::{Columns, Kind, Many};
 use crate::base::clock::Millis;
-use crate::base::ids::{CardId, InstanceId, Merchant};
+use crate::base::ids::{CardId, GatewayAccount, InstanceId, Merchant, PaymentRequestId};
 use crate::base::sealed::Sealed;
 
 /// A card to insert.
@@ -309,24 +309,48 @@ pub async fn note_expiry_told(
     Ok(tx.execute(SQL, &args).await? == 1)
 }
 
-/// As [`find_card`], with the card's past since `since`.
-pub async fn find_card_and_past(
+/// A merchant's live card, with what a payment by it has to know.
+pub struct CardToPay {
+    /// The card.
+    pub card: Box<CardRow>,
+    /// Its past.
+    pub past: CardPast,
+    /// Whether the account has a payment with this id.
+    pub id_is_used: bool,
+}
+
+/// As [`find_card`], with the card's past since `since`, for a payment with this id.
+pub async fn find_card_to_pay(
     db: &Db,
-    merchant: &Merchant,
-    id: &CardId,
+    (merchant, id): (&Merchant, &CardId),
+    (account, payment): (&GatewayAccount, &PaymentRequestId),
     since: Millis,
     now: Millis,
-) -> Result<Option<(CardRow, CardPast)>, StoreError> {
+) -> Result<Option<CardToPay>, StoreError> {
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
-        ", past.* FROM cards CROSS JOIN ",
+        ", past.*, (SELECT COUNT(*) FROM payments WHERE account = $5 AND payment_request_id = $6) AS of_id \
+         FROM cards CROSS JOIN ",
         past!(),
         " WHERE merchant = $1 AND card_id = $2 AND erased_at IS NULL"
     );
-    let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Int(since.0), Arg::Int(now.0)];
-    let row = db.find(SQL, &args).await?;
-    row.map(|row| Ok((card_row(&row)?, past_of(&row)?))).transpose()
+    let args = [
+        Arg::Text(merchant.as_str()),
+        Arg::Text(id.as_str()),
+        Arg::Int(since.0),
+        Arg::Int(now.0),
+        Arg::Text(account.as_str()),
+        Arg::Text(payment.as_str()),
+    ];
+    let to_pay = |row: Row| {
+        Ok(CardToPay {
+            card: Box::new(card_row(&row)?),
+            past: past_of(&row)?,
+            id_is_used: row.int("of_id")? > 0,
+        })
+    };
+    db.find(SQL, &args).await?.map(to_pay).transpose()
 }
 
 /// As [`find_card`], for many: what each is, in their order.

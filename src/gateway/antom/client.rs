@@ -21,11 +21,14 @@ use crate::base::clock::SharedClock;
 use crate::base::limits::GATEWAY_ANSWER_BYTES;
 use crate::base::secret::SecretBuf;
 use crate::gateway::reach::{self, Guard, Lookup};
-use crate::gateway::{Call, Exchange, Gateway};
+use crate::gateway::{Call, Exchange, Gateway, Signed};
 
 use super::sign::SigningKey;
 use super::verify::{NotVerified, SignatureHeaders, VerifiedText, Verifier};
 use super::wire;
+
+/// From how many milliseconds on a signature is made anew before it is sent.
+const SIGNED_LONG_AGO: i64 = 1000;
 
 /// How an account is reached.
 pub struct Options {
@@ -129,13 +132,32 @@ impl Client {
         self.signing.store(Arc::new(signing));
     }
 
-    async fn exchange(&self, call: Call, body: SecretBuf) -> Exchange {
-        let path = wire::path_for(&self.client_id, path_of(call));
-        let time = self.clock.now().0.to_string();
-        let Ok(signature) = self.signing.load().sign(&path, &self.client_id, &time, body.expose()) else {
+    fn path(&self, call: Call) -> String {
+        wire::path_for(&self.client_id, path_of(call))
+    }
+
+    fn sign(&self, call: Call, body: SecretBuf) -> Signed {
+        let time = self.clock.now();
+        let (path, text) = (self.path(call), time.0.to_string());
+        let signature = self.signing.load().sign(&path, &self.client_id, &text, body.expose()).ok();
+        Signed { call, body, time, signature }
+    }
+
+    /// What was to happen before it leaves took long: it leaves with the time at which it does.
+    fn up_to_date(&self, signed: Signed) -> Signed {
+        match self.clock.now().0.saturating_sub(signed.time.0).abs() > SIGNED_LONG_AGO {
+            true => self.sign(signed.call, signed.body),
+            false => signed,
+        }
+    }
+
+    async fn exchange(&self, signed: Signed) -> Exchange {
+        let Signed { call, body, time, signature } = self.up_to_date(signed);
+        let path = self.path(call);
+        let Some(signature) = signature else {
             return Exchange::NotSent("the request could not be signed");
         };
-        let Some(headers) = headers(&self.client_id, &time, &signature) else {
+        let Some(headers) = headers(&self.client_id, &time.0.to_string(), &signature) else {
             return Exchange::NotSent("the request's headers could not be made");
         };
         let request = self
@@ -183,8 +205,12 @@ impl Client {
 }
 
 impl Gateway for Client {
-    fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
-        Box::pin(self.exchange(call, body))
+    fn sign(&self, call: Call, body: SecretBuf) -> Signed {
+        self.sign(call, body)
+    }
+
+    fn send(&self, signed: Signed) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
+        Box::pin(self.exchange(signed))
     }
 
     fn verify_notification(
@@ -269,4 +295,55 @@ pub fn tls(ca_pem: Option<&[u8]>) -> Result<rustls::ClientConfig, ClientError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::base::clock::{Clock, Millis};
+    use crate::base::secret::SecretText;
+
+    struct WallClock(AtomicI64);
+
+    impl Clock for WallClock {
+        fn now(&self) -> Millis {
+            Millis(self.0.load(Ordering::SeqCst))
+        }
+
+        fn instant(&self) -> Instant {
+            Instant::now()
+        }
+    }
+
+    /// Where recording a payment took long, or the clock was set, the request leaves with the time of its leaving.
+    #[test]
+    fn what_was_signed_long_ago_is_signed_anew() {
+        let clock = Arc::new(WallClock(AtomicI64::new(1_772_366_400_000)));
+        let key = include_str!("../../../tests/vectors/antom/keys/merchant_private_pkcs8.pem");
+        let options = Options {
+            base_url: "https://gateway.example".to_owned(),
+            client_id: "SANDBOX_5YCARDVAULT00001".to_owned(),
+            ca_pem: None,
+            allow_private_addresses: false,
+            connect_timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+        };
+        let signing = || SigningKey::read(&SecretText::new(key.to_owned()), 1).expect("a key");
+        let verifier = Verifier::new(&options.client_id);
+        let client = Client::new(options, signing(), verifier, clock.clone()).expect("a client");
+        let body = || SecretBuf::from_vec(b"{\"a\":1}".to_vec());
+        let (path, id) = (client.path(Call::Pay), client.client_id.clone());
+        for (later, anew) in [(0, false), (1000, false), (1001, true), (-1000, false), (-1001, true)] {
+            let signed = client.sign(Call::Pay, body());
+            let before = signed.time;
+            clock.0.fetch_add(later, Ordering::SeqCst);
+            let sent = client.up_to_date(signed);
+            assert_eq!(sent.time, if anew { client.clock.now() } else { before }, "{later}");
+            let expected = signing().sign(&path, &id, &sent.time.0.to_string(), sent.body.expose());
+            assert_eq!(sent.signature, expected.ok(), "{later}");
+        }
+    }
 }

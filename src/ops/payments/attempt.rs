@@ -12,7 +12,7 @@ use crate::gateway::antom::answer::{Expected, Reading, read_pay};
 use crate::gateway::antom::body::Instrument;
 use crate::gateway::antom::scrub::{Own, card_token, scrub};
 use crate::gateway::antom::verify::VerifiedText;
-use crate::gateway::{Call, Exchange};
+use crate::gateway::{Call, Exchange, Signed};
 use crate::model::pay_request::Sensitive;
 use crate::model::payment::{Source, Status, Verdict};
 use crate::model::payment_view::PaymentView;
@@ -60,11 +60,13 @@ struct Said {
 
 impl Vault {
     /// Sends a recorded payment for the first time and tells what is known then.
-    pub(super) async fn send_first(self: &Arc<Self>, attempt: Box<Attempt>) -> Result<PaymentView, OpError> {
-        let mut attempt = *attempt;
-        let body = std::mem::replace(&mut attempt.body, SecretBuf::with_capacity(0));
-        let mut held = Held { attempt, finding: None };
-        let exchange = self.send_in_time(&held.attempt, body).await;
+    pub(super) async fn send_first(
+        self: &Arc<Self>,
+        attempt: Box<Attempt>,
+        signed: Signed,
+    ) -> Result<PaymentView, OpError> {
+        let mut held = Held { attempt: *attempt, finding: None };
+        let exchange = self.send_in_time(&held.attempt, signed).await;
         self.take_answer(&mut held, exchange).await;
         let recorded = self.record_finding(&mut held).await;
         // From here on the request may have arrived: no failure may say that nothing was sent, and none
@@ -78,11 +80,11 @@ impl Vault {
 
     /// Sends a payment, unless the database or this process have taken so long since it was asked for that
     /// others look after it, and may have cancelled it.
-    pub(super) async fn send_in_time(&self, attempt: &Attempt, body: SecretBuf) -> Exchange {
+    pub(super) async fn send_in_time(&self, attempt: &Attempt, signed: Signed) -> Exchange {
         if self.clock.instant() >= attempt.deadline {
             return Exchange::NotSent("the time to send the payment was over");
         }
-        attempt.gateway.call(Call::Pay, body).await
+        attempt.gateway.send(signed).await
     }
 
     async fn row_of(&self, attempt: &Attempt) -> Result<PaymentRow, OpError> {
@@ -300,7 +302,8 @@ impl Vault {
         }
         held.attempt.sends += 1;
         tracing::info!(payment = %row.payment_request_id, "repeating a payment that the gateway does not know");
-        let exchange = self.send_in_time(&held.attempt, body).await;
+        let signed = held.attempt.gateway.sign(Call::Pay, body);
+        let exchange = self.send_in_time(&held.attempt, signed).await;
         self.take_answer(held, exchange).await;
         Ok(self.record_finding(held).await?.status != Status::Unknown)
     }

@@ -60,15 +60,22 @@ impl Vault {
             return Err(MissingScope(Scope::CardsWrite).into());
         }
         let id = read_id(body.expose())?;
-        if let Some(row) = rows::find_payment(&self.db, allowed.account(), &id).await? {
+        // Where the card is there and the id is new, one look tells both.
+        let found = match named_card(body.expose()) {
+            Named::Reference(card) => self.find_to_pay(allowed, &card, &id).await?,
+            _ => None,
+        };
+        if found.as_ref().is_none_or(|found| found.id_is_used)
+            && let Some(row) = rows::find_payment(&self.db, allowed.account(), &id).await?
+        {
             return self.repeat(allowed, &row, body.expose()).await;
         }
         let _running = self.running.begin();
         let request = PayRequest::read(body.expose(), self.now()).map_err(OpError::Invalid)?;
         let meaning = canonical(body.expose());
-        let prepared = self.prepare(allowed, request, &meaning).await?;
+        let prepared = self.prepare(allowed, request, &meaning, found).await?;
         match self.record(allowed, prepared).await? {
-            prepare::Recorded::Ready(attempt) => self.send_first(attempt).await,
+            prepare::Recorded::Ready(attempt, signed) => self.send_first(attempt, signed).await,
             prepare::Recorded::InUse => {
                 let row = rows::find_payment(&self.db, allowed.account(), &id).await?;
                 let row = row.ok_or(OpError::NotFound(None))?;

@@ -17,8 +17,8 @@ use crate::crypto::aad::{Field, Place};
 use crate::crypto::ephemeral::EphemeralSealed;
 use crate::crypto::keyring::Purpose;
 use crate::crypto::{envelope, request_mac};
-use crate::gateway::Gateway;
 use crate::gateway::antom::body::{CardFlags, Instrument, Template};
+use crate::gateway::{Call, Gateway, Signed};
 use crate::model::access::{Allowed, Pay, PayWithoutBuyer};
 use crate::model::agreement::{AgreementState, Initiator, StoredCredential, Terms};
 use crate::model::audit::Entry;
@@ -30,7 +30,7 @@ use crate::model::rules::{self, AgreementFacts, Asked, Asks, CardFacts, Column, 
 use crate::slots::{self, Taken};
 use crate::store::agreements::{AgreementRow, CardPast, card_past, find_agreement, insert_agreement};
 use crate::store::cards as card_rows;
-use crate::store::cards::{CardRow, Held};
+use crate::store::cards::{CardRow, CardToPay, Held};
 use crate::store::payments as rows;
 use crate::store::payments::{NewPayment, PaymentRow};
 
@@ -50,8 +50,6 @@ pub(super) struct Attempt {
     pub sensitive: Option<EphemeralSealed>,
     /// Where it goes.
     pub gateway: Arc<dyn Gateway>,
-    /// The bytes to send, PAN and CVV in them.
-    pub body: SecretBuf,
     /// This attempt's own name, by which its row is known to be its own.
     pub name: String,
     /// Until when it may be sent: its row tells others that it is theirs to look after then.
@@ -75,6 +73,8 @@ impl Attempt {
 /// An attempt that is decided but not recorded.
 pub(super) struct Prepared {
     attempt: Attempt,
+    /// The bytes to send, PAN and CVV in them.
+    body: SecretBuf,
     manual_capture: bool,
     wants_token: bool,
     expires_at: Option<Millis>,
@@ -101,7 +101,7 @@ struct HeldCvv {
 /// Whether the intent was recorded.
 pub(super) enum Recorded {
     /// It is durable; the request may be sent.
-    Ready(Box<Attempt>),
+    Ready(Box<Attempt>, Signed),
     /// Somebody else has used the id since it was looked up.
     InUse,
 }
@@ -162,12 +162,13 @@ const DECLINES_COUNT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl Vault {
     /// Decides everything that can be decided before the payment is recorded. What is refused here has
-    /// changed nothing.
+    /// changed nothing. `found` is the card that the request refers to.
     pub(super) async fn prepare(
         &self,
         allowed: &Allowed<Pay>,
         mut request: PayRequest,
         canonical: &SecretText,
+        found: Option<CardToPay>,
     ) -> Result<Prepared, OpError> {
         let merchant = allowed.merchant();
         let deal = self.deal_of(allowed, &mut request).await?;
@@ -190,11 +191,15 @@ impl Vault {
                     check_token_claims(&request)?;
                     self.flags(merchant, &request, &deal, None, self.now()).await?;
                 }
-                let row = self.card_for_token(merchant, &token, buyer).await?;
+                let row = Box::new(self.card_for_token(merchant, &token, buyer).await?);
                 let past = self.past_of(merchant, &row.card_id).await?;
                 Some(self.choose_row(merchant, row, &mut request, &deal, self.now(), &past).await?)
             }
-            CardForm::Reference(id) => Some(self.choose_stored(merchant, &id, &mut request, &deal).await?),
+            CardForm::Reference(_) => {
+                let CardToPay { card, past, .. } = found.ok_or_else(unknown_card)?;
+                let typed_at = card.typed_at;
+                Some(self.choose_row(merchant, card, &mut request, &deal, typed_at, &past).await?)
+            }
         };
         self.build(allowed, request, chosen, deal, canonical).await
     }
@@ -257,24 +262,22 @@ impl Vault {
         Ok(Chosen { card: id, details, flags, retyped: !new, slot: None, number, is_old: !new })
     }
 
-    async fn choose_stored(
+    /// Finds a card to pay by, and whether the account has used this payment's id.
+    pub(super) async fn find_to_pay(
         &self,
-        merchant: &Merchant,
-        id: &CardId,
-        request: &mut PayRequest,
-        deal: &Deal,
-    ) -> Result<Chosen, OpError> {
+        allowed: &Allowed<Pay>,
+        card: &CardId,
+        id: &PaymentRequestId,
+    ) -> Result<Option<CardToPay>, OpError> {
         let (since, now) = self.times_of_past();
-        let found = card_rows::find_card_and_past(&self.db, merchant, id, since, now).await?;
-        let (row, past) = found.ok_or_else(unknown_card)?;
-        let typed_at = row.typed_at;
-        self.choose_row(merchant, row, request, deal, typed_at, &past).await
+        let payment = (allowed.account(), id);
+        Ok(card_rows::find_card_to_pay(&self.db, (allowed.merchant(), card), payment, since, now).await?)
     }
 
     async fn choose_row(
         &self,
         merchant: &Merchant,
-        row: CardRow,
+        row: Box<CardRow>,
         request: &mut PayRequest,
         deal: &Deal,
         typed_at: Millis,
@@ -300,7 +303,7 @@ impl Vault {
             Initiator::Merchant => None,
         };
         let is_old = row.typed_at.plus(YOUNG) < self.now();
-        let number = Number::Stored(Box::new(row));
+        let number = Number::Stored(row);
         Ok(Chosen { card: id, details, flags, retyped: false, slot, number, is_old })
     }
 
@@ -415,12 +418,15 @@ impl Vault {
             None => (None, false, None, false, None),
         };
         let sealed = match built {
-            Ok(attempt) => self.seal_attempt(Attempt { card_row, ..attempt }, canonical, card.as_ref()),
+            Ok((attempt, body)) => self
+                .seal_attempt(Attempt { card_row, ..attempt }, canonical, card.as_ref())
+                .map(|sealed| (sealed, body)),
             Err(error) => Err(error),
         };
         match sealed {
-            Ok((attempt, meaning, meaning_key, outgoing)) => Ok(Prepared {
+            Ok(((attempt, meaning, meaning_key, outgoing), body)) => Ok(Prepared {
                 attempt,
+                body,
                 manual_capture,
                 wants_token,
                 expires_at,
@@ -447,7 +453,7 @@ impl Vault {
         allowed: &Allowed<Pay>,
         request: PayRequest,
         chosen: Option<&Chosen>,
-    ) -> Result<Attempt, OpError> {
+    ) -> Result<(Attempt, SecretBuf), OpError> {
         let merchant = allowed.merchant();
         let template = match chosen {
             Some(Chosen { details: Some(details), flags, .. }) => {
@@ -470,7 +476,8 @@ impl Vault {
         } else {
             Some(self.process_key.seal(name.as_bytes(), &pack(&request.sensitive))?)
         };
-        Ok(Attempt {
+        let body = body.map_err(|error| OpError::Internal(error.into()))?;
+        let attempt = Attempt {
             account: allowed.account().clone(),
             id: request.payment_request_id,
             merchant: merchant.clone(),
@@ -479,13 +486,13 @@ impl Vault {
             template,
             sensitive,
             gateway: self.gateway(allowed.account())?,
-            body: body.map_err(|error| OpError::Internal(error.into()))?,
             name,
             deadline: self.clock.instant() + self.policy.attempt_deadline,
             sends: 0,
             card_row: None,
             row: None,
-        })
+        };
+        Ok((attempt, body))
     }
 
     fn seal_attempt(
@@ -507,9 +514,13 @@ impl Vault {
     pub(super) async fn record(
         &self,
         allowed: &Allowed<Pay>,
-        prepared: Prepared,
+        mut prepared: Prepared,
     ) -> Result<Recorded, OpError> {
-        let recorded = self.insert_intent(allowed, &prepared).await;
+        let gateway = Arc::clone(&prepared.attempt.gateway);
+        let body = std::mem::replace(&mut prepared.body, SecretBuf::with_capacity(0));
+        // While the database writes, the processor signs.
+        let sign = async { gateway.sign(Call::Pay, body) };
+        let (recorded, signed) = tokio::join!(biased; self.insert_intent(allowed, &prepared), sign);
         // A payment that was not made leaves the CVV waiting; one whose card was erased ends it.
         let goes_on = !matches!(recorded, Ok(Inserted::Yes(_) | Inserted::CardGone | Inserted::SlotGone));
         if let (true, Some(held)) = (goes_on, prepared.slot) {
@@ -518,7 +529,8 @@ impl Vault {
         match recorded? {
             Inserted::Yes(row) => {
                 self.metrics.payment(Status::Unknown);
-                Ok(Recorded::Ready(Box::new(Attempt { row: Some(row), ..prepared.attempt })))
+                let attempt = Attempt { row: Some(row), ..prepared.attempt };
+                Ok(Recorded::Ready(Box::new(attempt), signed))
             }
             Inserted::InUse => Ok(Recorded::InUse),
             Inserted::CardGone => Err(unknown_card()),

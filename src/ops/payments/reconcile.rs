@@ -13,12 +13,11 @@ use crate::base::clock::Millis;
 use crate::base::ids::InstanceId;
 use crate::base::json::Object;
 use crate::base::money::Amount;
-use crate::base::secret::SecretBuf;
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::envelope;
-use crate::gateway::Exchange;
 use crate::gateway::antom::answer::CancelReading;
 use crate::gateway::antom::body::{Instrument, Template};
+use crate::gateway::{Call, Exchange};
 use crate::model::look::{Waits, pause};
 use crate::model::pay_request::Sensitive;
 use crate::model::payment::{Status, Verdict};
@@ -223,7 +222,6 @@ impl Vault {
             template,
             sensitive: None,
             gateway: self.gateway(account)?,
-            body: SecretBuf::with_capacity(0),
             name,
             deadline,
             sends: 1,
@@ -231,7 +229,7 @@ impl Vault {
             row: None,
         };
         let exchange = if self.may_repeat(row) {
-            self.send_in_time(&attempt, body).await
+            self.send_in_time(&attempt, attempt.gateway.sign(Call::Pay, body)).await
         } else {
             Exchange::NotSent("the time to send the payment again was over")
         };

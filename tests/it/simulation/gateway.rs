@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cardvault::base::clock::Millis;
 use cardvault::base::secret::{SecretBuf, SecretText};
 use cardvault::gateway::antom::sign::SigningKey;
 use cardvault::gateway::antom::verify::{NotVerified, SignatureHeaders, VerifiedText, Verifier};
 use cardvault::gateway::antom::wire;
-use cardvault::gateway::{Call, Exchange, Gateway};
+use cardvault::gateway::{Call, Exchange, Gateway, Signed};
 use serde_json::{Value, json};
 
 use super::random::Random;
@@ -582,7 +583,13 @@ impl Wire {
 }
 
 impl Gateway for Wire {
-    fn call(&self, call: Call, body: SecretBuf) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
+    fn sign(&self, call: Call, body: SecretBuf) -> Signed {
+        // The model trusts whoever reaches it.
+        Signed { call, body, time: Millis(0), signature: None }
+    }
+
+    fn send(&self, signed: Signed) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
+        let Signed { call, body, .. } = signed;
         // It leaves here: what the vault knew then is what it is judged by.
         self.model.note_sent(self.process, call, body.expose());
         Box::pin(self.exchange(call, body))
