@@ -1,7 +1,7 @@
 //! Agreements: look at them, and withdraw the buyer's consent. They are opened by payments.
 
 use crate::base::clock::Millis;
-use crate::base::ids::{AgreementId, CardId, EventId, Merchant};
+use crate::base::ids::{AgreementId, CardId, Merchant};
 use crate::base::json::ObjectWriter;
 use crate::base::limits::PAGE;
 use crate::model::access::{Allowed, ReadAgreements, WithdrawAgreements};
@@ -12,10 +12,11 @@ use crate::model::event::EventKind;
 use crate::store::agreements as rows;
 use crate::store::agreements::{AgreementRow, Learned};
 use crate::store::backend::Tx;
-use crate::store::events::{NewEvent, insert_event};
+use crate::store::events::insert_event;
 
 use super::Vault;
 use super::error::OpError;
+use super::events::ReadyEvent;
 
 impl Vault {
     /// A card's agreements, oldest first. They outlive the card: a dispute may ask for the consent.
@@ -96,6 +97,19 @@ pub(super) async fn insert_agreement_event(
     why: Option<AgreementEvent>,
     now: Millis,
 ) -> Result<(), OpError> {
+    let event = agreement_event(merchant, id, card, kind, why, now)?;
+    Ok(insert_event(tx, &event.row()).await?)
+}
+
+/// The event of an agreement that has begun, or ended for a reason.
+pub(super) fn agreement_event(
+    merchant: &Merchant,
+    id: &AgreementId,
+    card: Option<&CardId>,
+    kind: EventKind,
+    why: Option<AgreementEvent>,
+    now: Millis,
+) -> Result<ReadyEvent, OpError> {
     let state = if why.is_some() { AgreementState::Ended } else { AgreementState::Active };
     let body = ObjectWriter::default()
         .string("agreementId", id.as_str())
@@ -103,16 +117,7 @@ pub(super) async fn insert_agreement_event(
         .string("state", state.name())
         .string_or_null("endedReason", why.map(AgreementEvent::reason))
         .finish();
-    let event = NewEvent {
-        event_id: &EventId::at(now)?,
-        merchant,
-        kind,
-        object_type: "agreement",
-        object_id: id.as_str(),
-        body: &body,
-        created_at: now,
-    };
-    Ok(insert_event(tx, &event).await?)
+    Ok(ReadyEvent::new(merchant, kind, ("agreement", id.as_str()), body, now)?)
 }
 
 fn view(row: AgreementRow) -> AgreementView {

@@ -27,9 +27,8 @@ use crate::store::backend::Db;
 use crate::store::cards as rows;
 use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, HeldPan, NewCard, NewDetails};
 
-use super::audit::AuditedTx;
 use super::error::OpError;
-use super::events::{CardEvent, insert_card_event};
+use super::events::{ReadyEvent, insert_card_event};
 use super::gather::{Gather, Grouped, as_for_another};
 use super::keys::DataKeys;
 use super::writer::Change;
@@ -194,7 +193,7 @@ impl Vault {
         let shown = self.keys.fingerprint_key()?.slot;
         let mut card = self.seal_card(merchant, pan, details, buyer)?;
         let id = card.card_id.clone();
-        let event = CardEvent::of(merchant, &id, "PAN", EventKind::CardStored, None, card.now)?;
+        let event = ReadyEvent::of_card(merchant, &id, "PAN", EventKind::CardStored, None, card.now)?;
         let mut notes = vec![Entry::done("card.store", id.as_str())];
         // The memory comes first: a row that promises a CVV which is not there would refuse payments.
         card.cvv = cvv.map(|cvv| self.hold_in_memory(merchant, &id, cvv, None)).transpose()?;
@@ -254,22 +253,6 @@ impl Vault {
             cvv: None,
             now: self.now(),
         })
-    }
-
-    /// Stores a sealed card with its event and its audit row in a transaction of the caller's; `false` where
-    /// the merchant's buyer has one with this PAN, or where the keys were changed since it was sealed.
-    pub(super) async fn insert_sealed(
-        &self,
-        tx: &mut AuditedTx<'_>,
-        card: &NewCard,
-    ) -> Result<bool, OpError> {
-        if rows::insert_cards(tx, &[card]).await? != [true] {
-            return Ok(false);
-        }
-        let id = &card.card_id;
-        insert_card_event(tx, &card.merchant, id, "PAN", EventKind::CardStored, None, card.now).await?;
-        tx.note(&Entry::done("card.store", id.as_str())).await?;
-        Ok(true)
     }
 
     /// The merchant's card that Antom holds under this token.
@@ -377,7 +360,7 @@ impl Vault {
         let details = self.seal_details(merchant, id, details)?;
         let agreed = news && has_active(&self.db, merchant, id).await?;
         let event = match agreed {
-            true => Some(CardEvent::of(merchant, id, "PAN", EventKind::CardUpdated, None, now)?),
+            true => Some(ReadyEvent::of_card(merchant, id, "PAN", EventKind::CardUpdated, None, now)?),
             false => None,
         };
         let (card_id, merchant) = (id.clone(), merchant.clone());

@@ -125,23 +125,36 @@ pub(super) async fn insert_card_event(
     expires: Option<&str>,
     now: Millis,
 ) -> Result<(), OpError> {
-    let event = CardEvent::of(merchant, card, source, kind, expires, now)?;
+    let event = ReadyEvent::of_card(merchant, card, source, kind, expires, now)?;
     Ok(rows::insert_event(tx, &event.row()).await?)
 }
 
-/// A card's event, ready to be written in the transaction of its effect.
-pub(super) struct CardEvent {
+/// An event that is ready to be written in the transaction of its effect.
+pub(super) struct ReadyEvent {
     event_id: EventId,
     merchant: Merchant,
     kind: EventKind,
-    card: CardId,
+    object_type: &'static str,
+    object_id: String,
     body: String,
     at: Millis,
 }
 
-impl CardEvent {
+impl ReadyEvent {
+    /// An event of an object, with a fresh id. `body` is JSON without card data.
+    pub(super) fn new(
+        merchant: &Merchant,
+        kind: EventKind,
+        (object_type, object_id): (&'static str, &str),
+        body: String,
+        at: Millis,
+    ) -> Result<Self, NoEntropy> {
+        let (event_id, merchant, object_id) = (EventId::at(at)?, merchant.clone(), object_id.to_owned());
+        Ok(Self { event_id, merchant, kind, object_type, object_id, body, at })
+    }
+
     /// The event of a card, which is named and not shown.
-    pub(super) fn of(
+    pub(super) fn of_card(
         merchant: &Merchant,
         card: &CardId,
         source: &str,
@@ -152,14 +165,7 @@ impl CardEvent {
         let mut body = ObjectWriter::default();
         body.string("cardId", card.as_str()).string("source", source);
         body.string_if("expiresAfter", expires);
-        Ok(Self {
-            event_id: EventId::at(at)?,
-            merchant: merchant.clone(),
-            kind,
-            card: card.clone(),
-            body: body.finish(),
-            at,
-        })
+        Self::new(merchant, kind, ("card", card.as_str()), body.finish(), at)
     }
 
     /// As it is inserted.
@@ -168,8 +174,8 @@ impl CardEvent {
             event_id: &self.event_id,
             merchant: &self.merchant,
             kind: self.kind,
-            object_type: "card",
-            object_id: self.card.as_str(),
+            object_type: self.object_type,
+            object_id: &self.object_id,
             body: &self.body,
             created_at: self.at,
         }

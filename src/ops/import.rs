@@ -2,7 +2,7 @@
 //! transaction; what is there already stays as it is, so that a batch can be cut off at any instant and run
 //! again, beside servers and beside another import.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::base::fault::FieldFault;
 use crate::base::ids::{AgreementId, BuyerId, CardId, GatewayAccount, Merchant};
@@ -11,12 +11,14 @@ use crate::model::audit::{Entry, Outcome};
 use crate::model::event::EventKind;
 use crate::model::import::ImportLine;
 use crate::store::agreements as rows;
-use crate::store::cards::use_card;
+use crate::store::cards::{NewCard, insert_cards, use_card};
+use crate::store::events::insert_events;
 
 use super::Vault;
-use super::agreements::insert_agreement_event;
-use super::audit::AuditedTx;
+use super::agreements::agreement_event;
+use super::audit::{AuditedTx, actor};
 use super::error::OpError;
+use super::events::ReadyEvent;
 
 /// How often a batch goes round for lines that somebody else was at, or because the keys changed.
 const TURNS: usize = 8;
@@ -56,11 +58,14 @@ pub struct Importer {
 /// A card as the database tells cards apart: its buyer, and its number's digest.
 type Natural = (Option<String>, [Option<[u8; 32]>; 2]);
 
-/// What this batch has stored so far in its transaction, which nobody else sees yet.
+/// What a batch has found or stored so far in its transaction, which nobody else sees yet, and what is still to
+/// be written there of it.
 #[derive(Default)]
 struct Here {
     cards: HashMap<Natural, CardId>,
     agreements: HashMap<(CardId, &'static str, Option<String>), AgreementId>,
+    events: Vec<ReadyEvent>,
+    notes: Vec<Entry>,
 }
 
 impl Vault {
@@ -68,29 +73,30 @@ impl Vault {
     /// in the audit trail.
     pub async fn import_batch(&self, importer: &Importer, lines: &[Numbered]) -> Result<Vec<Taken>, OpError> {
         let mut taken: Vec<Option<Taken>> = lines.iter().map(|_| None).collect();
-        let mut is_noted = false;
+        let refused = lines.iter().filter_map(|line| Some(refusal(line.number, line.read.as_ref().err()?)));
+        let mut refused: Vec<Entry> = refused.collect();
         for _ in 0..TURNS {
-            let mut here = Here::default();
+            let open = lines.iter().enumerate().filter_map(|(at, line)| {
+                let is_open = taken.get(at).is_none_or(Option::is_none);
+                line.read.as_ref().ok().filter(|_| is_open).map(|read| (at, line.number, read))
+            });
+            let open: Vec<_> = open.collect();
+            let mut here = Here { notes: refused.clone(), ..Here::default() };
             // What the transaction decides counts only once it is committed.
             let mut now = Vec::new();
             let mut tx = self.begin().await?;
-            for (at, line) in lines.iter().enumerate() {
-                match &line.read {
-                    Ok(read) => {
-                        if taken.get(at).is_none_or(Option::is_none)
-                            && let Some(done) =
-                                self.import_line(&mut tx, importer, line.number, read, &mut here).await?
-                        {
-                            now.push((at, done));
-                        }
-                    }
-                    Err(faults) if !is_noted => tx.note(&refusal(line.number, faults)).await?,
-                    Err(_) => {}
+            let sealed = self.store_cards(&mut tx, importer, &open, &mut here).await?;
+            for ((at, number, line), card) in open.into_iter().zip(sealed) {
+                if let Some(done) =
+                    self.import_line(&mut tx, importer, (number, line), card, &mut here).await?
+                {
+                    now.push((at, done));
                 }
             }
+            self.tell(&mut tx, here).await?;
             tx.commit().await?;
             self.bell.ring_written();
-            is_noted = true;
+            refused.clear();
             for (at, done) in now {
                 if let Some(slot) = taken.get_mut(at) {
                     *slot = Some(done);
@@ -105,30 +111,66 @@ impl Vault {
         Err(OpError::Unavailable(anyhow::anyhow!("cards of this batch are being changed by many at once")))
     }
 
-    /// Stores a line; nothing where somebody else is at its card just now, or the keys have changed.
+    /// Seals the cards of lines, and stores those that are new, all by one statement: of each line its card, and
+    /// whether it is the line that brought it.
+    async fn store_cards(
+        &self,
+        tx: &mut AuditedTx<'_>,
+        importer: &Importer,
+        lines: &[(usize, u64, &ImportLine)],
+        here: &mut Here,
+    ) -> Result<Vec<(Natural, bool)>, OpError> {
+        let mut new: Vec<NewCard> = Vec::new();
+        let mut seen = HashSet::new();
+        let mut cards = Vec::with_capacity(lines.len());
+        for (_, _, line) in lines {
+            let buyer = line.card.buyer.as_ref().map(BuyerId::as_str);
+            let sealed = self.seal_card(&importer.merchant, &line.card.pan, &line.card.details, buyer)?;
+            let natural = (sealed.buyer.clone(), sealed.fingerprints);
+            let is_first = seen.insert(natural.clone());
+            if is_first {
+                new.push(sealed);
+            }
+            cards.push((natural, is_first));
+        }
+        let stored = insert_cards(tx, &new.iter().collect::<Vec<_>>()).await?;
+        for (card, _) in new.into_iter().zip(stored).filter(|(_, stored)| *stored) {
+            let (merchant, id) = (&card.merchant, &card.card_id);
+            here.events.push(ReadyEvent::of_card(
+                merchant,
+                id,
+                "PAN",
+                EventKind::CardStored,
+                None,
+                card.now,
+            )?);
+            here.notes.push(Entry::done("card.store", id.as_str()));
+            here.cards.insert((card.buyer, card.fingerprints), card.card_id);
+        }
+        Ok(cards)
+    }
+
+    /// Stores what else a line brings; nothing where somebody else is at its card just now, or the keys have
+    /// changed.
     async fn import_line(
         &self,
         tx: &mut AuditedTx<'_>,
         importer: &Importer,
-        number: u64,
-        line: &ImportLine,
+        (number, line): (u64, &ImportLine),
+        (natural, is_first): (Natural, bool),
         here: &mut Here,
     ) -> Result<Option<Taken>, OpError> {
-        let merchant = &importer.merchant;
-        let buyer = line.card.buyer.as_ref().map(BuyerId::as_str);
-        let sealed = self.seal_card(merchant, &line.card.pan, &line.card.details, buyer)?;
-        let natural = (buyer.map(str::to_owned), sealed.fingerprints);
-        let (card_id, is_new) = if let Some(id) = here.cards.get(&natural) {
-            (id.clone(), false)
-        } else if self.insert_sealed(tx, &sealed).await? {
-            here.cards.insert(natural, sealed.card_id.clone());
-            (sealed.card_id, true)
-        } else {
-            match self.find_by_pan(merchant, &line.card.pan, buyer).await? {
-                Some(row) => (row.card_id, false),
-                None => return Ok(None),
+        let (card_id, is_stored) = match here.cards.get(&natural) {
+            Some(id) => (id.clone(), true),
+            None => {
+                let buyer = line.card.buyer.as_ref().map(BuyerId::as_str);
+                match self.find_by_pan(&importer.merchant, &line.card.pan, buyer).await? {
+                    Some(row) => (row.card_id, false),
+                    None => return Ok(None),
+                }
             }
         };
+        let is_new = is_stored && is_first;
         let mut taken = Taken { number, card_id, is_new, agreements: Vec::new(), new_agreements: 0 };
         for brought in &line.agreements {
             match self.import_agreement(tx, importer, &taken.card_id, is_new, brought, here).await? {
@@ -182,11 +224,22 @@ impl Vault {
             // Another import was first.
             return Ok(None);
         }
-        insert_agreement_event(tx, merchant, &id, Some(card_id), EventKind::AgreementActive, None, now)
-            .await?;
-        tx.note(&Entry::done("agreement.import", id.as_str()).with(card_id.as_str())).await?;
+        let kind = EventKind::AgreementActive;
+        here.events.push(agreement_event(merchant, &id, Some(card_id), kind, None, now)?);
+        here.notes.push(Entry::done("agreement.import", id.as_str()).with(card_id.as_str()));
         here.agreements.insert(name, id.clone());
         Ok(Some((id, true)))
+    }
+
+    /// Writes the events and the audit rows of a batch.
+    async fn tell(&self, tx: &mut AuditedTx<'_>, here: Here) -> Result<(), OpError> {
+        let events: Vec<_> = here.events.iter().map(ReadyEvent::row).collect();
+        if !events.is_empty() {
+            insert_events(tx, &events).await?;
+        }
+        let (who, at) = (actor(), self.now());
+        let notes: Vec<_> = here.notes.into_iter().map(|entry| (who.clone(), entry, at)).collect();
+        tx.note_all(&notes).await
     }
 }
 

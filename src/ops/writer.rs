@@ -16,7 +16,7 @@ use crate::store::groups::{find_known, store};
 
 use super::audit::{Audit, AuditedTx, actor};
 use super::error::OpError;
-use super::events::{CardEvent, EventBell};
+use super::events::{EventBell, ReadyEvent};
 use super::gather::{Gather, Grouped, as_for_another};
 use super::keys::DataKeys;
 
@@ -36,7 +36,7 @@ pub(super) enum Change {
 /// A change with what tells of it.
 pub(super) struct Asked {
     change: Change,
-    event: Option<CardEvent>,
+    event: Option<ReadyEvent>,
     notes: Vec<(Actor, Entry, Millis)>,
 }
 
@@ -61,7 +61,7 @@ impl Writer {
     pub(super) async fn write(
         &self,
         change: Change,
-        event: Option<CardEvent>,
+        event: Option<ReadyEvent>,
         notes: Vec<Entry>,
     ) -> Result<bool, OpError> {
         let (who, at) = (actor(), self.0.work().audit.now());
@@ -152,7 +152,7 @@ impl Commits {
         if cards.is_empty() {
             return Ok(Some(vec![false; group.len()]));
         }
-        let events: Vec<_> = fresh().filter_map(|(one, _)| one.event.as_ref().map(CardEvent::row)).collect();
+        let events: Vec<_> = fresh().filter_map(|(one, _)| one.event.as_ref().map(ReadyEvent::row)).collect();
         let notes: Vec<_> = fresh().flat_map(|(one, _)| one.notes.iter().cloned()).collect();
         let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
         let rows = links.rows(&notes).map_err(Failed::for_all)?;
@@ -218,7 +218,7 @@ async fn write(tx: &mut AuditedTx<'_>, group: &[Asked]) -> Result<Vec<bool>, OpE
         mark(details.0, update_details(tx, &details.1).await?);
     }
     let done = || group.iter().zip(&stored).filter(|(_, stored)| **stored).map(|(one, _)| one);
-    let events: Vec<_> = done().filter_map(|one| one.event.as_ref().map(CardEvent::row)).collect();
+    let events: Vec<_> = done().filter_map(|one| one.event.as_ref().map(ReadyEvent::row)).collect();
     if !events.is_empty() {
         insert_events(tx, &events).await?;
     }
