@@ -107,16 +107,10 @@ macro_rules! source {
                 " AS b FROM ",
                 $table,
                 " WHERE ",
-                $first,
-                " >= $1 AND (",
                 $a,
                 " IS NOT NULL OR ",
                 $b,
-                " IS NOT NULL) ORDER BY ",
-                $first,
-                ", ",
-                $second,
-                " LIMIT $2"
+                " IS NOT NULL ORDER BY random() LIMIT $1"
             ),
             update: concat!(
                 "UPDATE ",
@@ -224,7 +218,7 @@ const TOKENS: Source = Source {
     page: "SELECT card_id AS k1, '' AS k2, merchant, card_id AS record, token AS a, CAST(NULL AS BYTEA) AS b \
          FROM cards WHERE (card_id, '') > ($2, $3) AND substr(token, 3, 20) <> $1 ORDER BY card_id LIMIT $4",
     sample: "SELECT card_id AS k1, '' AS k2, merchant, card_id AS record, token AS a, CAST(NULL AS BYTEA) AS b \
-         FROM cards WHERE card_id >= $1 AND token IS NOT NULL ORDER BY card_id LIMIT $2",
+         FROM cards WHERE token IS NOT NULL ORDER BY random() LIMIT $1",
     update: "UPDATE cards SET token = COALESCE($3, token) WHERE card_id = $1 AND $2 = '' \
          AND ($5 IS NULL OR token = $5) AND $4 IS NULL AND $6 IS NULL \
          AND EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $7)",
@@ -249,7 +243,7 @@ const NOTICES: Source = Source {
          CAST(NULL AS BYTEA) AS b FROM notices WHERE (account, digest) > ($2, $3) \
          AND substr(body, 3, 20) <> $1 ORDER BY account, digest LIMIT $4",
     sample: "SELECT account AS k1, digest AS k2, merchant, 'notice/' || digest AS record, body AS a, \
-         CAST(NULL AS BYTEA) AS b FROM notices WHERE account >= $1 ORDER BY account, digest LIMIT $2",
+         CAST(NULL AS BYTEA) AS b FROM notices ORDER BY random() LIMIT $1",
     update: "UPDATE notices SET body = COALESCE($3, body) WHERE account = $1 AND digest = $2 \
          AND ($5 IS NULL OR body = $5) AND $4 IS NULL AND $6 IS NULL \
          AND EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND epoch = $7)",
@@ -274,9 +268,9 @@ pub async fn page(
     db.list(source.page, &args).await?.iter().map(sealed_row).collect()
 }
 
-/// Some rows with records, from a place on.
-pub async fn sample(db: &Db, source: &Source, from: &str, limit: i64) -> Result<Vec<SealedRow>, StoreError> {
-    db.list(source.sample, &[Arg::Text(from), Arg::Int(limit)]).await?.iter().map(sealed_row).collect()
+/// Some rows with records, by chance; reads the whole table.
+pub async fn sample(db: &Db, source: &Source, limit: i64) -> Result<Vec<SealedRow>, StoreError> {
+    db.list(source.sample, &[Arg::Int(limit)]).await?.iter().map(sealed_row).collect()
 }
 
 fn sealed_row(row: &Row) -> Result<SealedRow, StoreError> {

@@ -4,11 +4,12 @@
 //! was read. Nothing remembers how far it came: what is left is what still names another key, so it can be
 //! cut off at any instant and run twice at once.
 
+use std::collections::HashMap;
+use std::num::NonZero;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::base::entropy;
-use crate::base::ids::{CardId, base32};
-use crate::base::sealed::Sealed;
+use crate::base::ids::DekId;
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::envelope;
 use crate::crypto::keyring::{DataKey, Purpose};
@@ -21,7 +22,7 @@ use super::{Admin, RotationError};
 /// Passes over all tables until nothing is left: each finds what was stored under the old key meanwhile.
 const PASSES: usize = 16;
 /// Records of each table that are opened at the end.
-const SAMPLE: i64 = 100;
+const SAMPLE: i64 = 200;
 /// Most broken records that are named.
 const NAMED: usize = 20;
 
@@ -130,15 +131,12 @@ impl Admin {
         Ok(left)
     }
 
-    /// Opens some records of each table, wherever a random place is.
+    /// Opens some records of each table, whichever chance picks.
     async fn open_samples(&self) -> Result<u64, RotationError> {
         let mut opened = 0;
         for source in SOURCES {
-            let random: [u8; 20] = entropy::array().map_err(crate::ops::error::OpError::from)?;
-            for from in [String::new(), format!("{}{}", CardId::PREFIX, base32(&random))] {
-                for row in patiently(|| reseal::sample(&self.db, source, &from, SAMPLE)).await? {
-                    opened += self.open_record(source, &row).await?;
-                }
+            for row in patiently(|| reseal::sample(&self.db, source, SAMPLE)).await? {
+                opened += self.open_record(source, &row).await?;
             }
         }
         Ok(opened)
@@ -177,13 +175,10 @@ impl Run<'_> {
             let raw = raw(&active)?;
             let limit = i64::from(self.pace.batch.max(1));
             let rows = patiently(|| reseal::page(db, source, &raw, &after, limit)).await?;
-            let mut moved = Vec::with_capacity(rows.len());
             if let Some(last) = rows.last() {
                 after = last.cursor.clone();
             }
-            for row in rows {
-                moved.extend(self.reseal(source, row, &active).await);
-            }
+            let moved = self.reseal(source, rows, &active).await?;
             let at_end = moved.is_empty();
             self.stored(storing.take()).await?;
             self.report(report);
@@ -211,31 +206,54 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The row's records under the active key; none where one of them does not open.
-    async fn reseal(&mut self, source: &Source, row: SealedRow, active: &DataKey) -> Option<Moved> {
-        let mut moved = Moved { cursor: row.cursor, old: [None, None], new: [None, None] };
-        let slots = moved.old.iter_mut().zip(moved.new.iter_mut());
-        for ((sealed, field), (old, new)) in row.sealed.into_iter().zip(fields(source)).zip(slots) {
-            let (Some(sealed), Some(field)) = (sealed, field) else { continue };
-            let named = envelope::dek_id(&sealed);
-            if named.as_ref() == Ok(active.id()) {
-                continue;
-            }
-            let place = Place { merchant: &row.merchant, record: &row.record, field };
-            match self.again(&place, &sealed, active).await {
-                Some(under) => (*old, *new) = (Some(sealed), Some(under)),
-                None => {
-                    self.broken.push(format!("{} of {}", field.as_str(), row.record));
-                    return None;
+    /// The rows' records under the active key, without the rows of which one does not open. At full speed every
+    /// processor seals; with pauses in between, one, since the others are the servers'.
+    async fn reseal(
+        &mut self,
+        source: &'static Source,
+        mut rows: Vec<SealedRow>,
+        active: &Arc<DataKey>,
+    ) -> Result<Vec<Moved>, RotationError> {
+        let keys = Arc::new(self.keys_of(&rows).await);
+        let processors = match self.pace.pause.is_zero() {
+            true => std::thread::available_parallelism().map_or(1, NonZero::get),
+            false => 1,
+        };
+        let size = rows.len().div_ceil(processors).max(1);
+        let mut parts = Vec::new();
+        while !rows.is_empty() {
+            let rest = rows.split_off(size.min(rows.len()));
+            let part = std::mem::replace(&mut rows, rest);
+            let (keys, active) = (Arc::clone(&keys), Arc::clone(active));
+            parts.push(tokio::task::spawn_blocking(move || {
+                part.into_iter().map(|row| reseal_row(source, row, &keys, &active)).collect::<Vec<_>>()
+            }));
+        }
+        let mut moved = Vec::new();
+        for part in parts {
+            let part = part.await.map_err(|_| RotationError::Broken("sealing was cut off".to_owned()))?;
+            for row in part {
+                match row {
+                    Ok(row) => moved.extend(row),
+                    Err(broken) => self.broken.push(broken),
                 }
             }
         }
-        moved.new.iter().any(Option::is_some).then_some(moved)
+        Ok(moved)
     }
 
-    async fn again(&self, place: &Place<'_>, sealed: &Sealed, active: &DataKey) -> Option<Sealed> {
-        let key = self.admin.keys.of(sealed).await.ok()?;
-        envelope::reseal(&key, active, place, sealed).ok()
+    /// The keys that records name, where they are known.
+    async fn keys_of(&self, rows: &[SealedRow]) -> HashMap<DekId, Arc<DataKey>> {
+        let mut keys = HashMap::new();
+        for sealed in rows.iter().flat_map(|row| row.sealed.iter().flatten()) {
+            if let Ok(id) = envelope::dek_id(sealed)
+                && !keys.contains_key(&id)
+                && let Ok(key) = self.admin.keys.by_id(&id).await
+            {
+                keys.insert(id, key);
+            }
+        }
+        keys
     }
 
     fn report(&self, report: &mut (dyn FnMut(Progress) + Send)) {
@@ -244,6 +262,31 @@ impl Run<'_> {
         let rate = if seconds > 0.0 { self.done.moved as f64 / seconds } else { 0.0 };
         report(Progress { moved: self.done.moved, left: self.left, rate });
     }
+}
+
+/// A row's records under the active key, if one of them is under another; which of them does not open.
+fn reseal_row(
+    source: &Source,
+    row: SealedRow,
+    keys: &HashMap<DekId, Arc<DataKey>>,
+    active: &DataKey,
+) -> Result<Option<Moved>, String> {
+    let mut moved = Moved { cursor: row.cursor, old: [None, None], new: [None, None] };
+    let slots = moved.old.iter_mut().zip(moved.new.iter_mut());
+    for ((sealed, field), (old, new)) in row.sealed.into_iter().zip(fields(source)).zip(slots) {
+        let (Some(sealed), Some(field)) = (sealed, field) else { continue };
+        let named = envelope::dek_id(&sealed).ok();
+        if named.as_ref() == Some(active.id()) {
+            continue;
+        }
+        let place = Place { merchant: &row.merchant, record: &row.record, field };
+        let key = named.and_then(|id| keys.get(&id));
+        match key.and_then(|key| envelope::reseal(key, active, &place, &sealed).ok()) {
+            Some(under) => (*old, *new) = (Some(sealed), Some(under)),
+            None => return Err(format!("{} of {}", field.as_str(), row.record)),
+        }
+    }
+    Ok(moved.new.iter().any(Option::is_some).then_some(moved))
 }
 
 /// A batch on its way: how many rows it has, and how many were as they had been read.
