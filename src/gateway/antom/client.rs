@@ -28,7 +28,7 @@ use super::verify::{NotVerified, SignatureHeaders, VerifiedText, Verifier};
 use super::wire;
 
 /// From how many milliseconds on a signature is made anew before it is sent.
-const SIGNED_LONG_AGO: i64 = 1000;
+const SIGNED_LONG_AGO: u64 = 1000;
 
 /// How an account is reached.
 pub struct Options {
@@ -145,7 +145,7 @@ impl Client {
 
     /// What was to happen before it leaves took long: it leaves with the time at which it does.
     fn up_to_date(&self, signed: Signed) -> Signed {
-        match self.clock.now().0.saturating_sub(signed.time.0).abs() > SIGNED_LONG_AGO {
+        match self.clock.now().0.abs_diff(signed.time.0) > SIGNED_LONG_AGO {
             true => self.sign(signed.call, signed.body),
             false => signed,
         }
