@@ -120,29 +120,12 @@ pub fn is_for(slot: Option<&str>, payment: &PaymentRequestId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::clock::Clock;
+    use crate::base::clock::SetClock;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::Duration;
+    use std::sync::atomic::Ordering;
 
-    /// Wall time that may jump, and monotonic time that may not.
-    struct TwoClocks {
-        start: Instant,
-        monotonic: AtomicU64,
-    }
-
-    impl Clock for TwoClocks {
-        fn now(&self) -> Millis {
-            Millis(1_000)
-        }
-
-        fn instant(&self) -> Instant {
-            self.start + Duration::from_secs(self.monotonic.load(Ordering::SeqCst))
-        }
-    }
-
-    fn slots() -> (Slots<&'static str>, Arc<TwoClocks>, Merchant, CardId) {
-        let clock = Arc::new(TwoClocks { start: Instant::now(), monotonic: AtomicU64::new(0) });
+    fn slots() -> (Slots<&'static str>, Arc<SetClock>, Merchant, CardId) {
+        let clock = SetClock::at(Millis(1_000));
         let merchant = Merchant::parse("acme").expect("a merchant");
         (Slots::new(clock.clone()), clock, merchant, CardId::make().expect("entropy"))
     }

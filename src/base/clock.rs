@@ -74,6 +74,35 @@ impl Clock for SystemClock {
     }
 }
 
+/// A clock of which both times stand until they are set.
+#[cfg(test)]
+pub(crate) struct SetClock {
+    start: Instant,
+    /// Wall time, in milliseconds.
+    pub wall: std::sync::atomic::AtomicI64,
+    /// Monotonic time, in seconds since it was made.
+    pub monotonic: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(test)]
+impl SetClock {
+    /// Set to this wall time.
+    pub fn at(wall: Millis) -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), wall: wall.0.into(), monotonic: 0.into() })
+    }
+}
+
+#[cfg(test)]
+impl Clock for SetClock {
+    fn now(&self) -> Millis {
+        Millis(self.wall.load(std::sync::atomic::Ordering::SeqCst))
+    }
+
+    fn instant(&self) -> Instant {
+        self.start + Duration::from_secs(self.monotonic.load(std::sync::atomic::Ordering::SeqCst))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -56,7 +56,12 @@ macro_rules! random_id {
 
             /// A fresh random id.
             pub fn make() -> Result<Self, NoEntropy> {
-                Ok(Self(format!(concat!($prefix, "{}"), random_name([])?)))
+                Self::beginning([])
+            }
+
+            /// A fresh id that begins with these bytes; the others are random.
+            fn beginning<const N: usize>(begin: [u8; N]) -> Result<Self, NoEntropy> {
+                Ok(Self(format!(concat!($prefix, "{}"), random_name(begin)?)))
             }
 
             /// Accepts exactly the spelling that [`Self::make`] produces.
@@ -96,7 +101,7 @@ impl CardId {
     /// 32 bits of milliseconds, which come round every 50 days, and 128 random ones.
     pub fn at(at: Millis) -> Result<Self, NoEntropy> {
         let [_, _, _, _, time @ ..] = at.0.to_be_bytes();
-        Ok(Self(format!("{}{}", Self::PREFIX, random_name(time)?)))
+        Self::beginning(time)
     }
 }
 random_id!(
@@ -125,7 +130,7 @@ impl EventId {
     /// in a UUID of version 7 (RFC 9562, section 5.7), and 112 random ones.
     pub fn at(at: Millis) -> Result<Self, NoEntropy> {
         let [_, _, time @ ..] = at.0.to_be_bytes();
-        Ok(Self(format!("{}{}", Self::PREFIX, random_name(time)?)))
+        Self::beginning(time)
     }
 }
 random_id!(

@@ -12,7 +12,6 @@ use crate::model::event::EventKind;
 use crate::store::agreements as rows;
 use crate::store::agreements::{AgreementRow, Learned};
 use crate::store::backend::Tx;
-use crate::store::events::insert_event;
 
 use super::Vault;
 use super::error::OpError;
@@ -55,7 +54,8 @@ impl Vault {
         let mut tx = self.begin().await?;
         if rows::end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
             let kind = EventKind::AgreementEnded;
-            insert_agreement_event(&mut tx, merchant, id, row.card_id.as_ref(), kind, Some(why), now).await?;
+            let event = agreement_event(merchant, id, row.card_id.as_ref(), kind, Some(why), now)?;
+            event.insert(&mut tx).await?;
             tx.note(&Entry::done("agreement.withdraw", id.as_str())).await?;
         }
         tx.commit().await?;
@@ -77,28 +77,14 @@ impl Vault {
         for row in rows::list_agreements(&self.db, merchant, card, i64::MAX).await? {
             if rows::end_agreement(tx, merchant, &row.agreement_id, why.reason(), now).await? {
                 let kind = EventKind::AgreementEnded;
-                insert_agreement_event(tx, merchant, &row.agreement_id, Some(card), kind, Some(why), now)
-                    .await?;
+                let event = agreement_event(merchant, &row.agreement_id, Some(card), kind, Some(why), now)?;
+                event.insert(tx).await?;
             }
         }
         // One that was opened since the list was read.
         rows::end_agreements_of_card(tx, merchant, card, why.reason(), now).await?;
         Ok(())
     }
-}
-
-/// Tells in the feed that an agreement is in force, or over and why.
-pub(super) async fn insert_agreement_event(
-    tx: &mut Tx,
-    merchant: &Merchant,
-    id: &AgreementId,
-    card: Option<&CardId>,
-    kind: EventKind,
-    why: Option<AgreementEvent>,
-    now: Millis,
-) -> Result<(), OpError> {
-    let event = agreement_event(merchant, id, card, kind, why, now)?;
-    Ok(insert_event(tx, &event.row()).await?)
 }
 
 /// The event of an agreement that has begun, or ended for a reason.

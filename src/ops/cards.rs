@@ -28,7 +28,7 @@ use crate::store::cards as rows;
 use crate::store::cards::{CardFilter, CardRow, CvvSlot, Held, HeldPan, NewCard, NewDetails};
 
 use super::error::OpError;
-use super::events::{ReadyEvent, insert_card_event};
+use super::events::ReadyEvent;
 use super::gather::{Gather, Grouped, as_for_another};
 use super::keys::DataKeys;
 use super::writer::Change;
@@ -320,7 +320,8 @@ impl Vault {
             let mut tx = self.begin().await?;
             if rows::insert_token_card(&mut tx, &card).await? {
                 let kind = EventKind::CardStored;
-                insert_card_event(&mut tx, merchant, &card_id, "GATEWAY_TOKEN", kind, None, now).await?;
+                let event = ReadyEvent::of_card(merchant, &card_id, "GATEWAY_TOKEN", kind, None, now)?;
+                event.insert(&mut tx).await?;
                 tx.note(&Entry::done("card.store", card_id.as_str()).with("GATEWAY_TOKEN")).await?;
                 tx.commit().await?;
                 self.bell.ring_written();

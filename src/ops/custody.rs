@@ -177,28 +177,16 @@ impl Custody {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::base::clock::Clock;
+    use crate::base::clock::SetClock;
     use crate::crypto::kek::file::{self, Place};
     use crate::crypto::kek::shares::split;
 
-    struct Hands(Instant, AtomicU64);
-
-    impl Clock for Hands {
-        fn now(&self) -> Millis {
-            Millis(1_772_366_400_000)
-        }
-
-        fn instant(&self) -> Instant {
-            self.0 + Duration::from_secs(self.1.load(Ordering::Relaxed))
-        }
-    }
-
     struct Fixture {
         _folder: tempfile::TempDir,
-        hands: Arc<Hands>,
+        hands: Arc<SetClock>,
         custody: Custody,
         kek: KekId,
         shares: Vec<Share>,
@@ -220,7 +208,7 @@ mod tests {
         assert!(keks.is_open(&kek));
         let keks = Arc::new(Keks::open(&path, None).unwrap_or_else(|error| panic!("{error}")));
         assert!(!keks.is_open(&kek));
-        let hands = Arc::new(Hands(Instant::now(), AtomicU64::new(0)));
+        let hands = SetClock::at(Millis(1_772_366_400_000));
         let clock: SharedClock = hands.clone();
         Fixture { _folder: folder, hands, custody: Custody::new(keks, clock), kek, shares }
     }
@@ -250,9 +238,9 @@ mod tests {
     fn a_share_waits_ten_minutes_and_no_longer() {
         let Fixture { hands, custody, kek, shares, .. } = fixture();
         custody.submit(&shares[0].text(), WHO).expect("taken");
-        hands.1.store(9 * 60, Ordering::Relaxed);
+        hands.monotonic.store(9 * 60, Ordering::Relaxed);
         custody.submit(&shares[1].text(), WHO).expect("taken");
-        hands.1.store(10 * 60, Ordering::Relaxed);
+        hands.monotonic.store(10 * 60, Ordering::Relaxed);
         assert_eq!((custody.waiting(&kek), custody.sweep()), (1, 1));
         let third = custody.submit(&shares[2].text(), WHO).expect("taken");
         assert_eq!((third.have, third.open), (2, false));

@@ -18,7 +18,6 @@ use crate::model::payment_view::PaymentView;
 use crate::store::backend::Tx;
 use crate::store::events as rows;
 use crate::store::events::NewEvent;
-use crate::store::payments::PaymentRow;
 
 use super::Vault;
 use super::error::OpError;
@@ -115,20 +114,6 @@ impl Vault {
     }
 }
 
-/// Writes the event of a card, which is named and not shown: who needs it reads it.
-pub(super) async fn insert_card_event(
-    tx: &mut Tx,
-    merchant: &Merchant,
-    card: &CardId,
-    source: &str,
-    kind: EventKind,
-    expires: Option<&str>,
-    now: Millis,
-) -> Result<(), OpError> {
-    let event = ReadyEvent::of_card(merchant, card, source, kind, expires, now)?;
-    Ok(rows::insert_event(tx, &event.row()).await?)
-}
-
 /// An event that is ready to be written in the transaction of its effect.
 pub(super) struct ReadyEvent {
     event_id: EventId,
@@ -153,7 +138,7 @@ impl ReadyEvent {
         Ok(Self { event_id, merchant, kind, object_type, object_id, body, at })
     }
 
-    /// The event of a card, which is named and not shown.
+    /// The event of a card, which is named and not shown: who needs it reads it.
     pub(super) fn of_card(
         merchant: &Merchant,
         card: &CardId,
@@ -166,6 +151,18 @@ impl ReadyEvent {
         body.string("cardId", card.as_str()).string("source", source);
         body.string_if("expiresAfter", expires);
         Self::new(merchant, kind, ("card", card.as_str()), body.finish(), at)
+    }
+
+    /// The event of a payment as it will be; none where its status is no news.
+    pub(super) fn of_payment(merchant: &Merchant, view: &PaymentView) -> Result<Option<Self>, NoEntropy> {
+        let Some(kind) = EventKind::of_payment(view.status) else { return Ok(None) };
+        let object = ("payment", view.payment_request_id.as_str());
+        Self::new(merchant, kind, object, view.event_json(), view.updated_at).map(Some)
+    }
+
+    /// Writes it in the transaction of its effect.
+    pub(super) async fn insert(&self, tx: &mut Tx) -> Result<(), OpError> {
+        Ok(rows::insert_event(tx, &self.row()).await?)
     }
 
     /// As it is inserted.
@@ -189,45 +186,7 @@ pub(super) async fn insert_operation_event(
     view: &OperationView,
 ) -> Result<bool, OpError> {
     let Some(kind) = EventKind::of_operation(view.kind, view.status) else { return Ok(false) };
-    let event = NewEvent {
-        event_id: &EventId::at(view.updated_at)?,
-        merchant,
-        kind,
-        object_type: view.kind.name(),
-        object_id: &view.request_id,
-        body: &view.brief_json(),
-        created_at: view.updated_at,
-    };
-    rows::insert_event(tx, &event).await?;
+    let object = (view.kind.name(), view.request_id.as_str());
+    ReadyEvent::new(merchant, kind, object, view.brief_json(), view.updated_at)?.insert(tx).await?;
     Ok(true)
-}
-
-/// A payment's new status, ready to be written in the transaction that sets it.
-pub(super) struct PaymentEvent {
-    event_id: EventId,
-    kind: EventKind,
-    body: String,
-    at: Millis,
-}
-
-impl PaymentEvent {
-    /// The event of a payment as it will be; none where its status is no news.
-    pub(super) fn of(view: &PaymentView) -> Result<Option<Self>, NoEntropy> {
-        let Some(kind) = EventKind::of_payment(view.status) else { return Ok(None) };
-        let at = view.updated_at;
-        Ok(Some(Self { event_id: EventId::at(at)?, kind, body: view.event_json(), at }))
-    }
-
-    /// As it is inserted.
-    pub(super) fn row<'a>(&'a self, payment: &'a PaymentRow) -> NewEvent<'a> {
-        NewEvent {
-            event_id: &self.event_id,
-            merchant: &payment.merchant,
-            kind: self.kind,
-            object_type: "payment",
-            object_id: payment.payment_request_id.as_str(),
-            body: &self.body,
-            created_at: self.at,
-        }
-    }
 }

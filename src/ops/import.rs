@@ -234,9 +234,7 @@ impl Vault {
     /// Writes the events and the audit rows of a batch.
     async fn tell(&self, tx: &mut AuditedTx<'_>, here: Here) -> Result<(), OpError> {
         let events: Vec<_> = here.events.iter().map(ReadyEvent::row).collect();
-        if !events.is_empty() {
-            insert_events(tx, &events).await?;
-        }
+        insert_events(tx, &events).await?;
         let (who, at) = (actor(), self.now());
         let notes: Vec<_> = here.notes.into_iter().map(|entry| (who.clone(), entry, at)).collect();
         tx.note_all(&notes).await

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::bytes::length_prefixed;
-use crate::base::ids::{EventId, GatewayAccount, Merchant, PaymentRequestId};
+use crate::base::ids::{GatewayAccount, Merchant, PaymentRequestId};
 use crate::base::json::{self, Object, ObjectWriter};
 use crate::base::money::Amount;
 use crate::base::secret::SecretBuf;
@@ -26,7 +26,6 @@ use crate::model::audit::{Actor, Entry};
 use crate::model::event::EventKind;
 use crate::model::operation::{self, OperationKind, OperationSource, OperationVerdict};
 use crate::model::payment::{Source, Status, Verdict, contradicts};
-use crate::store::events::{NewEvent, insert_event};
 use crate::store::notices::{NewNotice, insert_notice};
 use crate::store::operations as operation_rows;
 use crate::store::operations::OperationRow;
@@ -36,6 +35,7 @@ use crate::store::payments::PaymentRow;
 use super::Vault;
 use super::audit::acting;
 use super::error::OpError;
+use super::events::ReadyEvent;
 use super::operations::amount_of;
 
 /// How far a notification's time may be off before it is not trusted alone.
@@ -273,16 +273,7 @@ impl Vault {
             return Ok(());
         }
         let id = short_id(dispute_id);
-        let event = NewEvent {
-            event_id: &EventId::at(now)?,
-            merchant,
-            kind,
-            object_type: "dispute",
-            object_id: &id,
-            body: &data,
-            created_at: now,
-        };
-        insert_event(&mut tx, &event).await?;
+        ReadyEvent::new(merchant, kind, ("dispute", &id), data, now)?.insert(&mut tx).await?;
         let what = payment.payment_request_id.as_str();
         tx.note(&Entry::done("dispute.told", what).with(kind.name())).await?;
         tx.commit().await?;

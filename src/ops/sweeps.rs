@@ -16,9 +16,9 @@ use crate::store::cards::{list_agreed, note_expiry_told};
 use crate::store::notices;
 
 use super::Vault;
-use super::agreements::insert_agreement_event;
+use super::agreements::agreement_event;
 use super::error::OpError;
-use super::events::insert_card_event;
+use super::events::ReadyEvent;
 
 /// How long notifications of unknown payments are kept.
 const KEEP_NOTICES: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -35,8 +35,8 @@ impl Vault {
             let mut tx = self.begin().await?;
             if end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
                 let kind = EventKind::AgreementEnded;
-                insert_agreement_event(&mut tx, merchant, id, row.card_id.as_ref(), kind, Some(why), now)
-                    .await?;
+                let event = agreement_event(merchant, id, row.card_id.as_ref(), kind, Some(why), now)?;
+                event.insert(&mut tx).await?;
                 tx.note(&Entry::done("agreement.end", id.as_str()).with(why.reason())).await?;
             }
             tx.commit().await?;
@@ -64,7 +64,8 @@ impl Vault {
             let mut tx = self.begin().await?;
             if note_expiry_told(&mut tx, &merchant, &row.card_id, &month).await? {
                 let kind = EventKind::CardExpiring;
-                insert_card_event(&mut tx, &merchant, &row.card_id, "PAN", kind, Some(&month), now).await?;
+                let event = ReadyEvent::of_card(&merchant, &row.card_id, "PAN", kind, Some(&month), now)?;
+                event.insert(&mut tx).await?;
                 tx.note(&Entry::done("card.expiring", row.card_id.as_str())).await?;
             }
             tx.commit().await?;

@@ -136,13 +136,6 @@ impl Client {
         wire::path_for(&self.client_id, path_of(call))
     }
 
-    fn sign(&self, call: Call, body: SecretBuf) -> Signed {
-        let time = self.clock.now();
-        let (path, text) = (self.path(call), time.0.to_string());
-        let signature = self.signing.load().sign(&path, &self.client_id, &text, body.expose()).ok();
-        Signed { call, body, time, signature }
-    }
-
     /// What was to happen before it leaves took long: it leaves with the time at which it does.
     fn up_to_date(&self, signed: Signed) -> Signed {
         match self.clock.now().0.abs_diff(signed.time.0) > SIGNED_LONG_AGO {
@@ -206,7 +199,10 @@ impl Client {
 
 impl Gateway for Client {
     fn sign(&self, call: Call, body: SecretBuf) -> Signed {
-        self.sign(call, body)
+        let time = self.clock.now();
+        let (path, text) = (self.path(call), time.0.to_string());
+        let signature = self.signing.load().sign(&path, &self.client_id, &text, body.expose()).ok();
+        Signed { call, body, time, signature }
     }
 
     fn send(&self, signed: Signed) -> Pin<Box<dyn Future<Output = Exchange> + Send + '_>> {
@@ -299,29 +295,16 @@ pub fn tls(ca_pem: Option<&[u8]>) -> Result<rustls::ClientConfig, ClientError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, Ordering};
-    use std::time::Instant;
+    use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::base::clock::{Clock, Millis};
+    use crate::base::clock::{Millis, SetClock};
     use crate::base::secret::SecretText;
-
-    struct WallClock(AtomicI64);
-
-    impl Clock for WallClock {
-        fn now(&self) -> Millis {
-            Millis(self.0.load(Ordering::SeqCst))
-        }
-
-        fn instant(&self) -> Instant {
-            Instant::now()
-        }
-    }
 
     /// Where recording a payment took long, or the clock was set, the request leaves with the time of its leaving.
     #[test]
     fn what_was_signed_long_ago_is_signed_anew() {
-        let clock = Arc::new(WallClock(AtomicI64::new(1_772_366_400_000)));
+        let clock = SetClock::at(Millis(1_772_366_400_000));
         let key = include_str!("../../../tests/vectors/antom/keys/merchant_private_pkcs8.pem");
         let options = Options {
             base_url: "https://gateway.example".to_owned(),
@@ -339,7 +322,7 @@ mod tests {
         for (later, anew) in [(0, false), (1000, false), (1001, true), (-1000, false), (-1001, true)] {
             let signed = client.sign(Call::Pay, body());
             let before = signed.time;
-            clock.0.fetch_add(later, Ordering::SeqCst);
+            clock.wall.fetch_add(later, Ordering::SeqCst);
             let sent = client.up_to_date(signed);
             assert_eq!(sent.time, if anew { client.clock.now() } else { before }, "{later}");
             let expected = signing().sign(&path, &id, &sent.time.0.to_string(), sent.body.expose());

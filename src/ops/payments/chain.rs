@@ -12,7 +12,7 @@ use crate::store::backend::{StoreError, Tx};
 use crate::store::payments::{Change, PaymentRow};
 
 use super::super::Vault;
-use super::super::agreements::insert_agreement_event;
+use super::super::agreements::agreement_event;
 use super::super::error::OpError;
 
 /// Names under which Mastercard's Transaction Link ID may come; Antom has not published one.
@@ -90,7 +90,8 @@ impl Vault {
             _ => news,
         };
         if let Some((kind, why)) = news {
-            insert_agreement_event(tx, merchant, id, payment.card_id.as_ref(), kind, why, change.now).await?;
+            let event = agreement_event(merchant, id, payment.card_id.as_ref(), kind, why, change.now)?;
+            event.insert(tx).await?;
         }
         Ok(news.is_some())
     }

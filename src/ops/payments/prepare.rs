@@ -195,7 +195,8 @@ impl Vault {
                 let past = self.past_of(merchant, &row.card_id).await?;
                 Some(self.choose_row(merchant, row, &mut request, &deal, self.now(), &past).await?)
             }
-            CardForm::Reference(_) => {
+            CardForm::Reference(id) => {
+                let found = found.filter(|found| found.card.card_id == id);
                 let CardToPay { card, past, .. } = found.ok_or_else(unknown_card)?;
                 let typed_at = card.typed_at;
                 Some(self.choose_row(merchant, card, &mut request, &deal, typed_at, &past).await?)

@@ -26,13 +26,12 @@ use crate::model::payment_view::{KeptAnswer, PaymentView, REDIRECTS};
 use crate::store::agreements::attach_card;
 use crate::store::backend::Tx;
 use crate::store::cards::use_card;
-use crate::store::events::insert_event;
 use crate::store::payments as rows;
 use crate::store::payments::{CancelState, Change, NextLook, PaymentRow};
 
 use super::super::Vault;
 use super::super::error::OpError;
-use super::super::events::PaymentEvent;
+use super::super::events::ReadyEvent;
 use super::chain::ChainIds;
 use super::record_name;
 
@@ -196,7 +195,10 @@ impl Vault {
         let moves = change.to != change.from;
         let event = match moves {
             false => None,
-            true => PaymentEvent::of(&Self::view_after(before, change, answer.map(|(text, _)| text)))?,
+            true => {
+                let view = Self::view_after(before, change, answer.map(|(text, _)| text));
+                ReadyEvent::of_payment(&before.merchant, &view)?
+            }
         };
         let note = moves.then(|| {
             let by = change.settled_by.or(answer.map(|(_, source)| source.name())).unwrap_or("vault");
@@ -207,7 +209,7 @@ impl Vault {
             // Neither an agreement nor another card has to do with it.
             Some(note) if before.agreement_id.is_none() && change.token_card_id.is_none() => {
                 let values = rows::change_values(&before.account, &before.payment_request_id, change);
-                let event = event.as_ref().map(|event| event.row(before));
+                let event = event.as_ref().map(ReadyEvent::row);
                 let alone = (&rows::CHANGE, values.as_slice());
                 let row = self.audit.write_alone(&self.db, &self.keys, alone, event.as_ref(), note).await?;
                 (row.as_ref().map(rows::payment_row).transpose()?, false)
@@ -232,7 +234,7 @@ impl Vault {
         before: &PaymentRow,
         change: &Change<'_>,
         answer: Option<(&str, Source)>,
-        event: Option<&PaymentEvent>,
+        event: Option<&ReadyEvent>,
         note: Option<Entry>,
     ) -> Result<(Option<PaymentRow>, bool), OpError> {
         let mut tx = self.begin().await?;
@@ -246,7 +248,7 @@ impl Vault {
             self.keep_token_card(&mut tx, &before.merchant, card).await?;
         }
         if let Some(event) = event {
-            insert_event(&mut tx, &event.row(before)).await?;
+            event.insert(&mut tx).await?;
         }
         let news = self.carry_over(&mut tx, before, change).await?;
         if let (Status::Authorized, Some((text, source))) = (change.to, answer) {
