@@ -13,6 +13,7 @@ mod cpu;
 mod growth;
 mod load;
 mod vault;
+mod versus;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,6 +53,9 @@ struct Options {
     /// Another build of the program, to compare with.
     #[arg(long, default_value = vault::PROGRAM)]
     program: PathBuf,
+    /// Instead of all that: the chosen program against this other build of it, a second each in turns.
+    #[arg(long)]
+    against: Option<PathBuf>,
     /// Cargo says this.
     #[arg(long, hide = true)]
     bench: bool,
@@ -92,12 +96,11 @@ async fn main() {
         std::thread::available_parallelism().map_or(0, usize::from)
     ));
     for engine in options.engines.clone() {
-        let ground = match engine.as_str() {
-            "postgres" => Ground::postgres(&options.program).await,
-            "sqlite" => Some(Ground::sqlite(&options.program)),
-            other => panic!("{other}: neither postgres nor sqlite"),
-        };
-        let Some(ground) = ground else { continue };
+        if let Some(other) = &options.against {
+            versus::measure(&options, &engine, other).await;
+            continue;
+        }
+        let Some(ground) = Ground::of(&engine, &options.program).await else { continue };
         if options.growth.is_empty() {
             measure(&options, &ground).await;
         } else {
@@ -115,6 +118,14 @@ pub struct Ground {
 }
 
 impl Ground {
+    async fn of(engine: &str, program: &Path) -> Option<Self> {
+        match engine {
+            "postgres" => Self::postgres(program).await,
+            "sqlite" => Some(Self::sqlite(program)),
+            other => panic!("{other}: neither postgres nor sqlite"),
+        }
+    }
+
     /// PostgreSQL as in production: fsync, and no log of statements.
     async fn postgres(program: &Path) -> Option<Self> {
         let Some(binaries) = Binaries::find() else {
