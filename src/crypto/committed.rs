@@ -24,7 +24,13 @@ pub(super) struct Fresh {
 impl Fresh {
     /// Salt and nonce from the operating system.
     pub(super) fn make() -> Result<Self, NoEntropy> {
-        Ok(Self { salt: entropy::array()?, nonce: entropy::array()? })
+        let mut fresh = Self { salt: [0; SALT], nonce: [0; NONCE] };
+        // One call of the system for both.
+        let both: [u8; SALT + NONCE] = entropy::array()?;
+        let (salt, nonce) = both.split_at(SALT);
+        fresh.salt.copy_from_slice(salt);
+        fresh.nonce.copy_from_slice(nonce);
+        Ok(fresh)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -110,7 +111,9 @@ impl<G: Grouped> Lane<G> {
         while let Some(inner) = &self.0 {
             match inner.next_group() {
                 Some((asked, answers)) => {
-                    let told = tokio::time::timeout(inner.longest, inner.work.run(asked)).await;
+                    // In its place: it is large, and would be moved into its time limit.
+                    let work = pin!(inner.work.run(asked));
+                    let told = tokio::time::timeout(inner.longest, work).await;
                     let told = told.unwrap_or_else(|_| {
                         tracing::error!(callers = answers.len(), "a group took too long and was given up");
                         let late = || anyhow::anyhow!("the database did not answer in time");

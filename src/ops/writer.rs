@@ -85,7 +85,7 @@ impl Grouped for Commits {
                         "a group could not be written; each is written alone"
                     );
                 }
-                self.commit_each(&group, (!retry).then_some(error)).await
+                Box::pin(self.commit_each(&group, (!retry).then_some(error))).await
             }
             Err(Failed { error, .. }) => vec![Err(error)],
         }

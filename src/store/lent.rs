@@ -58,7 +58,8 @@ impl<DB: Database> Lender<DB> {
         let kept = self.0.kept().pop();
         let kept = match kept {
             Some(kept) => kept,
-            None => (self.0.pool.acquire().await?.detach(), Instant::now()),
+            // Seldom, and some kilobytes, which every future that runs a statement would carry.
+            None => (Box::pin(self.0.pool.acquire()).await?.detach(), Instant::now()),
         };
         Ok(Lent { kept: Some(kept), home: Arc::clone(&self.0), _permit: permit })
     }
