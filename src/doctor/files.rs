@@ -3,11 +3,27 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::base::private_file::is_closed;
 use crate::config::Config;
 
 use super::Line;
 
 const AREA: &str = "files";
+
+/// Whom a file must be closed to.
+struct Closed {
+    /// Whether a file of this mode is.
+    is: fn(&Path, u32) -> bool,
+    /// What others can do where it is not.
+    others_can: &'static str,
+    /// What `chmod` needs then.
+    mend: &'static str,
+}
+
+/// To everybody but its owner, by the rule that the server goes by.
+const SECRET: Closed = Closed { is: is_closed, others_can: "read", mend: "600" };
+/// To everybody who would replace it.
+const PUBLIC: Closed = Closed { is: |_, mode| mode & 0o022 == 0, others_can: "replace", mend: "go-w" };
 
 /// Every file: those with secrets are for their owner alone, the others may not be replaced by others.
 pub(super) fn examine(config: &Config, own: &Path) -> Vec<Line> {
@@ -43,13 +59,12 @@ pub(super) fn examine(config: &Config, own: &Path) -> Vec<Line> {
         secret.extend(all.into_iter().filter(|path| path.exists()).map(|path| ("database.url".into(), path)));
     }
     let own = rustix::process::geteuid().as_raw();
-    let mut lines: Vec<Line> = secret.iter().map(|(key, path)| look(key, path, 0o077, own)).collect();
-    lines.extend(public.iter().map(|(key, path)| look(key, path, 0o022, own)));
+    let mut lines: Vec<Line> = secret.iter().map(|(key, path)| look(key, path, &SECRET, own)).collect();
+    lines.extend(public.iter().map(|(key, path)| look(key, path, &PUBLIC, own)));
     lines
 }
 
-/// `closed` has the bits that the mode must not have.
-fn look(key: &str, path: &Path, closed: u32, own: u32) -> Line {
+fn look(key: &str, path: &Path, closed: &Closed, own: u32) -> Line {
     let shown = path.display();
     let facts = match std::fs::metadata(path) {
         Ok(facts) => facts,
@@ -62,12 +77,11 @@ fn look(key: &str, path: &Path, closed: u32, own: u32) -> Line {
         }
     };
     let mode = facts.mode() & 0o7777;
-    if mode & closed != 0 {
-        let (what, mend) = if closed == 0o077 { ("read", "600") } else { ("replace", "go-w") };
+    if !(closed.is)(path, mode) {
         return Line::fail(
             AREA,
-            format!("{key}: {shown} has mode {mode:04o}: others can {what} it"),
-            format!("chmod {mend} {shown}"),
+            format!("{key}: {shown} has mode {mode:04o}: others can {} it", closed.others_can),
+            format!("chmod {} {shown}", closed.mend),
         );
     }
     if facts.uid() != own && facts.uid() != 0 {

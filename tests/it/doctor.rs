@@ -117,6 +117,29 @@ both_engines! {
         vault.finish(&[]).await;
     }
 
+    /// What systemd hands over may be readable for a group, as far as the mode tells; the server takes it, and so
+    /// does a look at it. The same mode elsewhere fails.
+    async fn what_systemd_hands_over_passes(db: Database) {
+        let (mut vault, _) = stopped(&db).await;
+        let handed = tempfile::tempdir().expect("a folder");
+        let key = handed.path().join("server.key");
+        std::fs::copy(vault.dir.path().join("pki/server.key"), &key).expect("copied");
+        chmod(&key, 0o440);
+        let look = async |vault: &TestVault, credentials: &Path| {
+            let mut command = vault.command(&["doctor"]);
+            command.env("CARDVAULT_API_PRIVATE_KEY", &key).env("CREDENTIALS_DIRECTORY", credentials);
+            let done = command.output().await.expect("it runs");
+            (done.status.code(), String::from_utf8(done.stdout).expect("text"))
+        };
+        let (code, said) = look(&vault, handed.path()).await;
+        assert_eq!(code, Some(0), "{said}");
+        let (code, said) = look(&vault, vault.dir.path()).await;
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("has mode 0440: others can read it"), "{said}");
+        vault.restart().await;
+        vault.finish(&[]).await;
+    }
+
     /// One thing is broken at a time: its lines fail, and no others.
     async fn what_is_broken_is_told(db: Database) {
         let (vault, good) = stopped(&db).await;
