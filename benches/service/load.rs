@@ -209,8 +209,9 @@ pub fn median(runs: &[Figures]) -> Figures {
     }
 }
 
-/// The median.
+/// The median; of an even number, the mean of the two in the middle.
 pub fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
+    f64::midpoint(at(values.len().saturating_sub(1) / 2), at(values.len() / 2))
 }

@@ -92,7 +92,7 @@ async fn main() {
     say(&format!(
         "{} rounds of {} s; {} cores; medians",
         options.rounds,
-        options.seconds,
+        options.against.as_ref().map_or(options.seconds, |_| versus::TURN.as_secs()),
         std::thread::available_parallelism().map_or(0, usize::from)
     ));
     for engine in options.engines.clone() {

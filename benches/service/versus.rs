@@ -9,7 +9,7 @@ use super::vault::{Numbers, PayBody, tokenise};
 use super::{Ground, Options, say};
 
 /// How long a turn is, and how long it is warmed up.
-const TURN: Duration = Duration::from_secs(1);
+pub const TURN: Duration = Duration::from_secs(1);
 const WARM: Duration = Duration::from_millis(200);
 
 /// Compares the build `other` with the one chosen, on an engine.
@@ -28,11 +28,11 @@ pub async fn measure(options: &Options, engine: &str, other: &Path) {
         "conns",
         "one/s",
         "other/s",
-        "ratio",
-        "p50",
+        "rate x",
+        "p50 x",
         "CPU ms",
-        "other",
-        "ratio",
+        "other ms",
+        "CPU x",
     ));
     for work in &options.work {
         let mut works = [Work::prepare(work, &one).await, Work::prepare(work, &two).await];
