@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 
 use crate::base::limits::GATEWAY_ANSWER_BYTES;
 use crate::base::secret::SecretBuf;
+use crate::base::stack::leaving_nothing;
 use crate::gateway::antom::notification::{ACKNOWLEDGEMENT, TRY_AGAIN};
 use crate::gateway::antom::verify::SignatureHeaders;
 use crate::gateway::antom::wire;
@@ -57,14 +58,14 @@ async fn handle(State(notify): State<Notify>, request: Request) -> Response<Body
         signature: headers.signature.map(str::to_owned),
     };
     // On a task of its own: a sender that hangs up leaves no half-done work.
-    let taken = tokio::spawn(async move {
+    let taken = tokio::spawn(leaving_nothing(async move {
         let headers = SignatureHeaders {
             client_id: owned.client_id.as_deref(),
             time: owned.time.as_deref(),
             signature: owned.signature.as_deref(),
         };
         notify.vault.take_notification(&notify.signed_path, &headers, body.expose()).await
-    });
+    }));
     match taken.await {
         Ok(Ok(())) => answer(StatusCode::OK, ACKNOWLEDGEMENT),
         Ok(Err(NotTaken::Forged)) => answer(StatusCode::UNAUTHORIZED, REFUSED),

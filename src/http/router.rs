@@ -16,6 +16,7 @@ use axum::routing::MethodRouter;
 use tokio::sync::watch;
 
 use crate::base::ids::RequestId;
+use crate::base::stack::leaving_nothing;
 use crate::model::access::{Action, Allowed, Caller};
 use crate::model::audit::{Actor, Entry};
 use crate::ops::Vault;
@@ -202,9 +203,13 @@ impl Look<'_> {
             }
         };
         request.extensions_mut().insert(caller);
+        let answered = async {
+            // A read is told what is masked.
+            if reads { next.run(request).await } else { leaving_nothing(next.run(request)).await }
+        };
         tokio::select! {
             biased;
-            response = next.run(request) => response,
+            response = answered => response,
             response = refused, if reads => response,
         }
     }
@@ -353,7 +358,7 @@ impl Call {
 pub fn detached<T: Send + 'static>(
     operation: impl Future<Output = Result<T, OpError>> + Send + 'static,
 ) -> impl Future<Output = Result<T, Problem>> {
-    let task = tokio::spawn(acting(actor(), Box::pin(operation)));
+    let task = tokio::spawn(acting(actor(), leaving_nothing(Box::pin(operation))));
     async {
         match task.await {
             Ok(done) => done.map_err(Problem::from),

@@ -136,8 +136,9 @@ fn search(pid: u32, wanted: &Wanted) -> (BTreeMap<String, usize>, u64) {
         read += region.end - region.begin;
         let mut found = BTreeMap::new();
         wanted.count(&bytes, &mut found);
+        let size = (region.end - region.begin) / 1024;
         for (kind, count) in found {
-            *all.entry(format!("{kind} in {}", region.name)).or_default() += count;
+            *all.entry(format!("{kind} in {size} KiB {}", region.name)).or_default() += count;
         }
     }
     (all, read)

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use crate::base::secret::{SecretBuf, SecretText};
+use crate::base::stack::leaving_nothing;
 use crate::gateway::antom::answer::{Expected, Reading, read_pay};
 use crate::gateway::antom::body::Instrument;
 use crate::gateway::antom::scrub::{Own, card_token, scrub};
@@ -228,7 +229,7 @@ impl Vault {
     /// Asks after a payment without a clear answer until it has one, or its attempt is over.
     fn follow_up(self: &Arc<Self>, held: Held) {
         let vault = Arc::clone(self);
-        tokio::spawn(async move { vault.follow(held).await });
+        tokio::spawn(leaving_nothing(async move { vault.follow(held).await }));
     }
 
     async fn follow(self: Arc<Self>, mut held: Held) {
