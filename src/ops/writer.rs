@@ -219,9 +219,7 @@ async fn write(tx: &mut AuditedTx<'_>, group: &[Asked]) -> Result<Vec<bool>, OpE
     }
     let done = || group.iter().zip(&stored).filter(|(_, stored)| **stored).map(|(one, _)| one);
     let events: Vec<_> = done().filter_map(|one| one.event.as_ref().map(ReadyEvent::row)).collect();
-    if !events.is_empty() {
-        insert_events(tx, &events).await?;
-    }
+    insert_events(tx, &events).await?;
     let notes: Vec<_> = done().flat_map(|one| one.notes.iter().cloned()).collect();
     tx.note_all(&notes).await?;
     Ok(stored)
