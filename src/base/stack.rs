@@ -21,16 +21,20 @@ pub fn overwrite() {
 /// goes on to something else.
 pub async fn leaving_nothing<F: Future>(work: F) -> F::Output {
     let mut work = pin!(work);
-    poll_fn(|context| {
-        let polled = apart(|| work.as_mut().poll(context));
-        zeroize::zeroize_stack::<STEP>();
-        polled
-    })
-    .await
+    poll_fn(|context| cleared::<STEP, _>(|| work.as_mut().poll(context))).await
 }
 
-/// In a frame of its own, which the overwriting reaches.
+/// Runs `work` in a frame of its own, then overwrites as many bytes of the stack from there on.
+///
+/// Best effort, as the `zeroize` crate says of it: what the compiler keeps in registers, or spills above
+/// this frame, stays until it is overwritten.
+pub(crate) fn cleared<const BYTES: usize, T>(work: impl FnOnce() -> T) -> T {
+    let outcome = apart(work);
+    zeroize::zeroize_stack::<BYTES>();
+    outcome
+}
+
 #[inline(never)]
-fn apart<T>(step: impl FnOnce() -> T) -> T {
-    step()
+fn apart<T>(work: impl FnOnce() -> T) -> T {
+    work()
 }
