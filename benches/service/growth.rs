@@ -7,7 +7,7 @@ use cardvault::base::clock::{Clock, SystemClock};
 
 use super::baseline::Widths;
 use super::load;
-use super::vault::{Numbers, tokenise};
+use super::vault::{Numbers, reading, tokenising};
 use super::{Ground, Options, head, line, median, say};
 
 /// Rows of one statement.
@@ -40,15 +40,11 @@ pub async fn measure(options: &Options, ground: &Ground) {
             let (mut writes, mut reads) = (Vec::new(), Vec::new());
             for _ in 0..options.rounds {
                 ground.settle().await;
-                let mut numbers = Numbers::new();
-                let next = move || numbers.next().map(|pan| tokenise(&pan));
+                let next = tokenising();
                 let shape = options.shape(connections);
                 writes.push(load::run(&ground.vault.target, shape, &ground.watched(), "card_", next).await);
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                let mut next = cards.clone().into_iter().cycle();
-                let next = move || {
-                    next.next().map(|card| load::request("GET", &format!("/v1/cards/{card}"), "", ""))
-                };
+                let next = reading(&cards);
                 reads.push(load::run(&ground.vault.target, shape, &ground.watched(), "card_", next).await);
             }
             line(connections, &median(&writes), None);

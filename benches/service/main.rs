@@ -26,7 +26,7 @@ use baseline::{Echo, Widths};
 use cpu::Watched;
 use load::{Figures, Shape, median, middle};
 use postgres::{Binaries, Cluster, Durability};
-use vault::{Numbers, PayBody, Vault, tokenise};
+use vault::{Numbers, PayBody, Vault, paying, read, reading, tokenise, tokenising};
 
 /// Measures the service.
 #[derive(Parser, Clone)]
@@ -285,10 +285,9 @@ async fn measure_tokenise(options: &Options, ground: &Ground) {
                 );
             }
             ground.settle().await;
-            let mut numbers = Numbers::new();
-            let next = move || numbers.next().map(|pan| tokenise(&pan));
             let shape = options.shape(connections);
-            runs.push(load::run(&ground.vault.target, shape, &ground.watched(), "card_", next).await);
+            let watched = ground.watched();
+            runs.push(load::run(&ground.vault.target, shape, &watched, "card_", tokenising()).await);
         }
         line(connections, &median(&runs), Some(middle(rates)));
         if !pgbench_cpu.is_empty() {
@@ -303,8 +302,7 @@ async fn measure_read(options: &Options, ground: &Ground) {
         cards.push(ground.card(&pan).await);
     }
     let mut connection = ground.vault.target.connect().await.expect("a connection");
-    let path = |card: &str| load::request("GET", &format!("/v1/cards/{card}"), "", "");
-    let (_, text) = connection.ask(&path(&cards[0])).await.expect("an answer");
+    let (_, text) = connection.ask(&read(&cards[0])).await.expect("an answer");
     let echo = Echo::start(ground.vault.dir.path(), text.len());
     let target = load::Target::new(ground.vault.dir.path(), "checkout", echo.address);
     head(&format!("{}: read a masked card, against a TLS echo", ground.engine()));
@@ -316,8 +314,7 @@ async fn measure_read(options: &Options, ground: &Ground) {
                 (&ground.vault.target, ground.watched(), "card_", &mut runs),
             ] {
                 ground.settle().await;
-                let mut next = cards.clone().into_iter().cycle();
-                let next = move || next.next().map(|card| path(&card));
+                let next = reading(&cards);
                 runs.push(load::run(target, options.shape(connections), &watched, wanted, next).await);
             }
         }
@@ -345,16 +342,8 @@ async fn measure_pay(options: &Options, ground: &Ground) {
                 load::run(&ground.vault.gateway, shape, &[], "\"SUCCESS\"", move || ready.next()).await;
             alone.push(direct);
             ground.settle().await;
-            let by_reference = PayBody::by_reference();
-            let begin = id;
+            let next = paying(&card, id);
             id += 1_000_000;
-            let card = card.clone();
-            let mut n = begin;
-            let next = move || {
-                n += 1;
-                let body = by_reference.filled(&format!("PAY_{n}"), &card);
-                Some(load::request("POST", "/v1/payments", "", &body))
-            };
             runs.push(load::run(&ground.vault.target, shape, &ground.watched(), "AUTHORIZED", next).await);
         }
         let (direct, pay) = (median(&alone), median(&runs));

@@ -117,6 +117,33 @@ pub fn tokenise(pan: &str) -> Vec<u8> {
     request("POST", "/v1/cards", "", &body)
 }
 
+/// Requests that tokenise, each a number that was never there before.
+pub fn tokenising() -> impl FnMut() -> Option<Vec<u8>> {
+    let mut numbers = Numbers::new();
+    move || numbers.next().map(|pan| tokenise(&pan))
+}
+
+/// `GET /v1/cards/{card}`.
+pub fn read(card: &str) -> Vec<u8> {
+    request("GET", &format!("/v1/cards/{card}"), "", "")
+}
+
+/// Requests that read cards, one after the other and again.
+pub fn reading(cards: &[String]) -> impl FnMut() -> Option<Vec<u8>> + use<> {
+    let requests: Vec<_> = cards.iter().map(|card| read(card)).collect();
+    let mut all = requests.into_iter().cycle();
+    move || all.next()
+}
+
+/// Requests that pay with a card by its reference, numbered from here on.
+pub fn paying(card: &str, from: u64) -> impl FnMut() -> Option<Vec<u8>> + use<> {
+    let (body, card, mut number) = (PayBody::by_reference(), card.to_owned(), from);
+    move || {
+        number += 1;
+        Some(request("POST", "/v1/payments", "", &body.filled(&format!("PAY_{number}"), &card)))
+    }
+}
+
 /// A pay request with places for what differs: `@ID@` and `@CARD@`.
 pub struct PayBody(String);
 

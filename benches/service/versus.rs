@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::load::{self, Figures, Shape, middle};
-use super::vault::{Numbers, PayBody, tokenise};
+use super::vault::{Numbers, paying, reading, tokenising};
 use super::{Ground, Options, say};
 
 /// How long a turn is, and how long it is warmed up.
@@ -65,7 +65,7 @@ fn line(work: &str, connections: usize, pairs: &[(Figures, Figures)]) {
 /// What one vault is asked for, turn after turn.
 enum Work {
     Tokenise,
-    Read { card: String },
+    Read { cards: Vec<String> },
     Pay { card: String, next: u64 },
 }
 
@@ -74,7 +74,7 @@ impl Work {
         let card = ground.card(&Numbers::new().next().expect("a number")).await;
         match work {
             "tokenise" => Self::Tokenise,
-            "read" => Self::Read { card },
+            "read" => Self::Read { cards: vec![card] },
             "pay" => Self::Pay { card, next: 0 },
             other => panic!("{other}: neither tokenise, read nor pay"),
         }
@@ -84,24 +84,12 @@ impl Work {
         let shape = Shape { connections, warm: WARM, measured: TURN };
         let (target, watched) = (&ground.vault.target, ground.watched());
         match self {
-            Self::Tokenise => {
-                let mut numbers = Numbers::new();
-                let next = move || numbers.next().map(|pan| tokenise(&pan));
-                load::run(target, shape, &watched, "card_", next).await
-            }
-            Self::Read { card } => {
-                let request = load::request("GET", &format!("/v1/cards/{card}"), "", "");
-                let next = move || Some(request.clone());
-                load::run(target, shape, &watched, "card_", next).await
-            }
+            Self::Tokenise => load::run(target, shape, &watched, "card_", tokenising()).await,
+            Self::Read { cards } => load::run(target, shape, &watched, "card_", reading(cards)).await,
             Self::Pay { card, next } => {
-                let (body, card, mut n) = (PayBody::by_reference(), card.clone(), *next);
+                let requests = paying(card, *next);
                 *next += 1_000_000;
-                let next = move || {
-                    n += 1;
-                    Some(load::request("POST", "/v1/payments", "", &body.filled(&format!("PAY_{n}"), &card)))
-                };
-                load::run(target, shape, &watched, "AUTHORIZED", next).await
+                load::run(target, shape, &watched, "AUTHORIZED", requests).await
             }
         }
     }
