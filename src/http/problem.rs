@@ -65,7 +65,7 @@ kinds! {
     UNSUPPORTED_MEDIA_TYPE = 415 "unsupported_media_type" "The body must be application/json, without a content encoding.";
     INVALID_REQUEST = 422 "invalid_request" "Members of the request are not valid. Nothing was stored or sent.";
     UNKNOWN_FIELD = 422 "unknown_field" "The request has a member that is not known here. Nothing was stored or sent.";
-    CARD_DATA_OUTSIDE_CARD = 422 "card_data_outside_card" "A card number stands where none may be. Nothing was stored or sent.";
+    CARD_DATA_OUTSIDE_CARD = 422 "card_data_outside_card" "Card data stands where none may be. Nothing was stored or sent.";
     STORED_CREDENTIAL_REQUIRED = 422 "stored_credential_required" "The card was typed too long ago to be paid with unless a stored-credential agreement covers it. Nothing was sent.";
     STORED_CREDENTIAL_REFUSED = 422 "stored_credential_refused" "A rule of stored credentials forbids the payment; errors tells which. Nothing was sent.";
     OPERATION_REFUSED = 422 "operation_refused" "The payment does not allow the operation; errors tells why. Nothing was sent.";

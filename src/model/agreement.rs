@@ -12,6 +12,8 @@ use crate::base::ids::AgreementId;
 use crate::base::json::{self, Object};
 use crate::base::money::Amount;
 
+use super::misplaced::{Spot, find_misplaced};
+
 /// Largest consent record, in bytes.
 const CONSENT_BYTES: usize = 4096;
 
@@ -356,6 +358,11 @@ pub fn read_brought(raw: &str, at: &str, pan: Option<&Pan>, now: Millis) -> Resu
     let is_charged = terms.as_ref().is_some_and(|terms| terms.kind != AgreementType::CardOnFile);
     if is_charged && object.as_ref().is_some_and(|object| object.get(CHAIN).is_none()) {
         fault(&mut faults, &format!("/agreement/{CHAIN}"), "required");
+    }
+    let mut misplaced = Vec::new();
+    find_misplaced(raw, Spot::Elsewhere, &mut misplaced);
+    for found in misplaced {
+        fault(&mut faults, &format!("/agreement{}", found.pointer), found.code);
     }
     match terms {
         Some(terms) if faults.is_empty() => {

@@ -10,6 +10,7 @@ pub mod event;
 pub mod import;
 pub mod key_life;
 pub mod look;
+mod misplaced;
 pub mod operation;
 pub mod operation_refusal;
 pub mod operation_request;

@@ -8,8 +8,9 @@ use crate::base::json::{self, Object, ObjectWriter};
 use crate::base::money::Amount;
 use crate::base::secret::SecretText;
 
+use super::misplaced::{Spot, find_misplaced};
 use super::operation::OperationKind;
-use super::pay_request::{Member, find_free_text_pans, read_sum};
+use super::pay_request::{Member, read_sum};
 
 /// A capture or a refund as it was asked for.
 pub struct OperationRequest {
@@ -47,12 +48,15 @@ impl OperationRequest {
                 None
             }
         };
+        if object.get("refundNotifyUrl").is_some_and(|raw| json::string(raw).is_none()) {
+            faults.push(FieldFault::at("/refundNotifyUrl", "invalid_type"));
+        }
         if kind == OperationKind::Capture
             && object.get("isLastCapture").is_some_and(|raw| json::boolean(raw).is_none())
         {
             faults.push(FieldFault::at("/isLastCapture", "invalid_type"));
         }
-        find_free_text_pans(text, &mut faults);
+        find_misplaced(text, Spot::Elsewhere, &mut faults);
         // Nothing of these bodies is a card's: a number in any member is in the wrong place.
         if faults.is_empty() && holds_pan(text) {
             faults.push(FieldFault::at("", "card_data_outside_card"));

@@ -1,8 +1,6 @@
 //! The body of `POST /v1/payments`: Antom's own pay request, with the members that the vault owns taken
 //! out and typed, and all others kept as they were written.
 
-use std::borrow::Cow;
-
 use crate::base::card::{Pan, find_pans};
 use crate::base::clock::Millis;
 use crate::base::cvv::Cvv;
@@ -14,7 +12,7 @@ use crate::base::secret::SecretText;
 
 use super::agreement::{StoredCredential, parse_time, read_stored_credential};
 use super::card::{CardReader, Details, Parts, TypedCard};
-use super::vocabulary;
+use super::misplaced::{self, Spot, find_misplaced};
 
 const METADATA: &str = "/paymentMethod/paymentMethodMetaData";
 const METADATA_NAME: &str = "paymentMethodMetaData";
@@ -201,11 +199,15 @@ impl PayRequest {
         });
         let manual_capture = read_capture_mode(&top, &mut faults);
         let expires_at = read_expiry_time(&top, &mut faults);
+        // Where the vault takes notifications itself, the caller's address goes; what it is must be right still.
+        if top.get("paymentNotifyUrl").is_some_and(|raw| json::string(raw).is_none()) {
+            faults.push(FieldFault::at("/paymentNotifyUrl", "invalid_type"));
+        }
         let method = read_method(&top, &mut faults);
         let card = method.as_ref().and_then(|(method, metadata)| {
             read_card(method, metadata.as_ref(), buyer.as_ref(), now, &mut faults)
         });
-        find_free_text_pans(text, &mut faults);
+        find_misplaced(text, Spot::PayRequest, &mut faults);
         match (id, amount, method, card) {
             (Some(payment_request_id), Some(amount), Some((method, metadata)), Some(card))
                 if faults.is_empty() =>
@@ -245,66 +247,14 @@ impl PayRequest {
         let inside = |prefix: &str, members: &[Member]| {
             members.iter().find_map(|(name, raw)| {
                 // `paymentMethod` stands in `top` for its place only; its parts are looked at below.
-                (name != "paymentMethod" && (has_pan(name, pan) || has_pan_in(raw.expose(), pan)))
-                    .then(|| FieldFault { pointer: pointer_to(prefix, name), code: "card_data_outside_card" })
+                (name != "paymentMethod" && misplaced::holds(name, raw.expose(), pan))
+                    .then(|| misplaced::fault_at(prefix, name))
             })
         };
         inside("", &self.top)
             .or_else(|| inside("/paymentMethod", &self.method))
             .or_else(|| inside(METADATA, &self.metadata))
     }
-}
-
-fn pointer_to(prefix: &str, name: &str) -> Cow<'static, str> {
-    if vocabulary::is_known(name) {
-        Cow::Owned(format!("{prefix}/{name}"))
-    } else {
-        Cow::Owned(prefix.to_owned())
-    }
-}
-
-/// Whether the number stands in a text, whatever stands between its digits.
-fn has_pan(text: &str, pan: &Pan) -> bool {
-    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
-    SecretText::new(digits).expose().contains(pan.expose())
-}
-
-fn has_pan_in(raw: &str, pan: &Pan) -> bool {
-    if let Some(object) = Object::parse(raw) {
-        object.iter().any(|(name, raw)| has_pan(name, pan) || has_pan_in(raw, pan))
-    } else if let Some(items) = json::items(raw) {
-        items.into_iter().any(|raw| has_pan_in(raw, pan))
-    } else {
-        json::string(raw).map_or_else(|| has_pan(raw, pan), |text| has_pan(&text, pan))
-    }
-}
-
-/// Members of free text, in which any card number of a known brand is refused wherever they stand.
-const FREE_TEXT: &[&str] = &["orderDescription", "metadata", "extendInfo"];
-
-pub(super) fn find_free_text_pans(raw: &str, faults: &mut Vec<FieldFault>) {
-    fn walk(raw: &str, at: &str, free: bool, faults: &mut Vec<FieldFault>) {
-        let refuse = |faults: &mut Vec<FieldFault>| {
-            faults.push(FieldFault { pointer: Cow::Owned(at.to_owned()), code: "card_data_outside_card" });
-        };
-        if let Some(object) = Object::parse(raw) {
-            for (name, raw) in object.iter() {
-                let inner = pointer_to(at, name);
-                let free = free || FREE_TEXT.contains(&name);
-                if free && !find_pans(name).is_empty() {
-                    refuse(faults);
-                }
-                walk(raw, &inner, free, faults);
-            }
-        } else if let Some(items) = json::items(raw) {
-            items.into_iter().for_each(|raw| walk(raw, at, free, faults));
-        } else if free
-            && !json::string(raw).map_or_else(|| find_pans(raw), |text| find_pans(&text)).is_empty()
-        {
-            refuse(faults);
-        }
-    }
-    walk(raw, "", false, faults);
 }
 
 fn read_amount(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<Amount> {
@@ -372,9 +322,16 @@ fn read_expiry_time(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<Mi
     at
 }
 
-fn read_buyer(top: &Object<'_>, faults: &mut Vec<FieldFault>) -> Option<BuyerId> {
-    let order = Object::parse(top.get("order")?)?;
-    let buyer = Object::parse(order.get("buyer")?)?;
+fn read_buyer<'a>(top: &Object<'a>, faults: &mut Vec<FieldFault>) -> Option<BuyerId> {
+    let mut object = |raw: &'a str, at| {
+        let object = Object::parse(raw);
+        if object.is_none() {
+            faults.push(FieldFault::at(at, "invalid_type"));
+        }
+        object
+    };
+    let order = object(top.get("order")?, "/order")?;
+    let buyer = object(order.get("buyer")?, "/order/buyer")?;
     let mut reader = CardReader::new(&buyer, "/order/buyer");
     let id = reader.buyer();
     faults.append(&mut reader.faults);

@@ -7,7 +7,7 @@ pub fn is_known(name: &str) -> bool {
 }
 
 /// Source: the contract, and Antom's pay request (reference, section 7).
-const NAMES: &[&str] = &[
+pub(super) const NAMES: &[&str] = &[
     // Card in, and the pay request's card map.
     "cardNo",
     "cvv",
@@ -157,4 +157,9 @@ const NAMES: &[&str] = &[
     "textVersion",
     "maxAmount",
     "expiresAt",
+    // Card data by its other names, which may stand nowhere.
+    "caav",
+    "cvc",
+    "cvn",
+    "securityCode",
 ];

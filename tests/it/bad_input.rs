@@ -387,15 +387,22 @@ fn wrong_payments(pan: &str) -> Vec<Case> {
         "/paymentAmount/value",
         "/paymentMethod/paymentMethodType",
         "/order/buyer/referenceBuyerId",
+        "/paymentNotifyUrl",
     ]);
     for pointer in strings {
         for value in other_types("string") {
             cases.push(Case::invalid(payment(pan, pointer, Some(raw(value))), pointer, "invalid_type"));
         }
     }
-    for pointer in
-        ["/paymentAmount", "/paymentMethod", METADATA, &inside("cardholderName"), &inside("mpiData")]
-    {
+    for pointer in [
+        "/paymentAmount",
+        "/order",
+        "/order/buyer",
+        "/paymentMethod",
+        METADATA,
+        &inside("cardholderName"),
+        &inside("mpiData"),
+    ] {
         for value in other_types("object") {
             cases.push(Case::invalid(payment(pan, pointer, Some(raw(value))), pointer, "invalid_type"));
         }
@@ -487,6 +494,21 @@ fn wrong_payments(pan: &str) -> Vec<Case> {
         outside("/paymentMethod/x4711", json!(pan), "/paymentMethod"),
         outside(&inside("x4711"), json!(pan), METADATA),
         outside(&inside("payerEmail"), json!(format!("{pan}@example.com")), &inside("payerEmail")),
+        // What is named as card data is, elsewhere than in its own place: it would be passed on, and kept.
+        outside("/cvv", json!(CVV), "/cvv"),
+        outside("/cvv", json!(CVV.parse::<u32>().expect("digits")), "/cvv"),
+        outside("/paymentMethod/cvv", json!(CVV), "/paymentMethod/cvv"),
+        outside("/metadata", json!(format!("{{\"cvv\":\"{CVV}\"}}")), "/metadata"),
+        outside("/order/goods", json!([{ "securityCode": CVV }]), "/order/goods/securityCode"),
+        outside(&inside("CVV"), json!(CVV), METADATA),
+        outside(&inside("cavv"), json!("AAABBEg0VhI0VniQEjRWAAAAAAA="), &inside("cavv")),
+        outside(
+            &inside("mpiData"),
+            json!({ "caav": "AAABBEg0VhI0VniQEjRWAAAAAAA=" }),
+            &inside("mpiData/caav"),
+        ),
+        outside("/cardPasswordDigest", json!("12"), "/cardPasswordDigest"),
+        outside("/order/cardNo", json!("9490220006611406"), "/order/cardNo"),
     ]);
     let stored = payment(pan, "/storedCredential", Some(json!({ "initiator": "text4711" })));
     cases.push(Case::at(stored, 422, "invalid_request", "/storedCredential/initiator", "invalid_value"));
@@ -497,6 +519,12 @@ fn wrong_payments(pan: &str) -> Vec<Case> {
         let mut body: Value = serde_json::from_str(HOSTED).expect("JSON");
         body["paymentMethod"]["paymentMethodMetaData"] = json!({ name: value });
         cases.push(Case::invalid(body.to_string(), &inside(name), "without_card"));
+    }
+    // What the vault alone would say of a card, of one that it does not have.
+    for (name, value) in [("recurringType", "SCHEDULED"), ("networkTransactionId", "text4711")] {
+        let mut body: Value = serde_json::from_str(HOSTED).expect("JSON");
+        body["paymentMethod"]["paymentMethodMetaData"] = json!({ name: value });
+        cases.push(Case::invalid(body.to_string(), &inside(name), "conflict"));
     }
     cases
 }

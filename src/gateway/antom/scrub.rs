@@ -5,7 +5,6 @@
 //! this payment's own number and CVV, where the caller knows them; a number of a brand's range with a
 //! right check digit.
 
-mod names;
 mod spelling;
 #[cfg(test)]
 mod tests;
@@ -14,9 +13,9 @@ use crate::base::card::{Pan, find_pans};
 use crate::base::cvv::Cvv;
 use crate::base::ids::CardId;
 use crate::base::json::{self, Object, ObjectWriter, push_string};
+use crate::base::names::{self, Kind};
 use crate::base::secret::SecretText;
 
-use names::Kind;
 use spelling::{Spellings, decodings, without_named};
 
 /// Stands in place of what was taken out.

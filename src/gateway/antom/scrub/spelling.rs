@@ -4,8 +4,8 @@ use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
 use percent_encoding::percent_decode_str;
 
 use crate::base::card::Pan;
+use crate::base::names::{self, Kind};
 
-use super::names::{self, Kind};
 use super::{REMOVED, mask};
 
 /// Fewest characters of base64 that are looked into: those of a CVV.

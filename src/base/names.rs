@@ -70,7 +70,7 @@ const WORDS: usize = 6;
 
 /// What a value is by its member's name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
+pub enum Kind {
     /// Never shown.
     Secret,
     /// Antom's own token: a reference stands in its place.
@@ -86,7 +86,7 @@ pub(super) enum Kind {
 }
 
 /// The kind that a name gives to its value.
-pub(super) fn kind(name: &str) -> Kind {
+pub fn kind(name: &str) -> Kind {
     let words = words(name);
     let ends_with = |list: &[&str]| endings(&words).any(|ending| list.contains(&ending.as_str()));
     let last = words.last().map_or("", String::as_str);
@@ -104,8 +104,8 @@ pub(super) fn kind(name: &str) -> Kind {
     }
 }
 
-/// Whether a name is that of a CVV.
-pub(super) fn is_verification(name: &str) -> bool {
+/// Whether a name is that of a CVV, whose value is three or four digits.
+pub fn is_verification(name: &str) -> bool {
     let words = words(name);
     endings(&words).any(|ending| VERIFICATION.contains(&ending.as_str()))
 }
@@ -138,7 +138,7 @@ fn endings(words: &[String]) -> impl Iterator<Item = String> {
 }
 
 /// A full-width letter or a digit of another alphabet as the ASCII one, anything else as it is.
-pub(super) fn narrow(c: char) -> char {
+pub fn narrow(c: char) -> char {
     let code = u32::from(c);
     match code {
         0xff01..=0xff5e => char::from_u32(code - 0xfee0),
