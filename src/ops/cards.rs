@@ -73,6 +73,13 @@ impl Grouped for CardReads {
     }
 }
 
+/// A card's new details, with what tells of them.
+pub(super) struct ReadyDetails {
+    pub(super) new: Box<NewDetails>,
+    pub(super) event: Option<ReadyEvent>,
+    pub(super) note: Entry,
+}
+
 /// Which cards to list.
 #[derive(Default)]
 pub struct CardQuery {
@@ -339,23 +346,33 @@ impl Vault {
         row: &CardRow,
         details: &Details,
     ) -> Result<bool, OpError> {
+        let ready = self.ready_retype(merchant, row, details).await?;
+        self.write_details(ready).await
+    }
+
+    /// The details that were typed again for a card, ready to be written.
+    pub(super) async fn ready_retype(
+        &self,
+        merchant: &Merchant,
+        row: &CardRow,
+        details: &Details,
+    ) -> Result<ReadyDetails, OpError> {
         let old = self.open_details(merchant, row).await?.ok_or_else(held_by_gateway)?;
         let before = old.json();
         let merged = details.over(old);
         let news = before != merged.json();
-        self.change_details(merchant, row, &merged, true, news).await
+        self.ready_details(merchant, row, &merged, true, news).await
     }
 
-    /// Writes a card's details, with the event where they are news and an agreement in force uses the card.
-    /// `false` where the card, or the keys, were changed meanwhile.
-    async fn change_details(
+    /// A card's details, sealed, with the event where they are news and an agreement in force uses the card.
+    async fn ready_details(
         &self,
         merchant: &Merchant,
         row: &CardRow,
         details: &Details,
         typed: bool,
         news: bool,
-    ) -> Result<bool, OpError> {
+    ) -> Result<ReadyDetails, OpError> {
         let (id, now) = (&row.card_id, self.now());
         let epoch = self.keys.epoch();
         let details = self.seal_details(merchant, id, details)?;
@@ -365,9 +382,15 @@ impl Vault {
             false => None,
         };
         let (card_id, merchant) = (id.clone(), merchant.clone());
-        let new = NewDetails { card_id, merchant, version: row.version, epoch, details, typed, now };
         let note = Entry::done("card.update", id.as_str()).with(if typed { "typed" } else { "patched" });
-        if !self.writer.write(Change::Retype(Box::new(new)), event, vec![note]).await? {
+        let new = NewDetails { card_id, merchant, version: row.version, epoch, details, typed, now };
+        Ok(ReadyDetails { new: Box::new(new), event, note })
+    }
+
+    /// Writes a card's details. `false` where the card, or the keys, were changed meanwhile.
+    async fn write_details(&self, ready: ReadyDetails) -> Result<bool, OpError> {
+        let ReadyDetails { new, event, note } = ready;
+        if !self.writer.write(Change::Retype(new), event, vec![note]).await? {
             self.keys.follow().await?;
             return Ok(false);
         }
@@ -420,7 +443,8 @@ impl Vault {
             let before = old.json();
             let details = patch.apply(old);
             let news = before != details.json();
-            if self.change_details(merchant, &row, &details, false, news).await? {
+            let ready = self.ready_details(merchant, &row, &details, false, news).await?;
+            if self.write_details(ready).await? {
                 let row = self.live_card(merchant, id).await?;
                 return self.masked(merchant, &row).await;
             }

@@ -9,6 +9,7 @@ use super::support::vault::{
     Caller, METADATA, SAMPLE, SAMPLE_PAN, TestVault, by_reference, fresh_pan, sample_with, typed, with,
     without,
 };
+use super::support::{Engine, sql};
 
 /// An amount that makes the sandbox act, the status of the reply, the status that inquiries lead to, and
 /// how many charges there are in the end.
@@ -308,6 +309,26 @@ both_engines! {
         let shown = checkout.get(&path).await;
         assert_eq!(shown.text_at("/expiryYear"), "32");
         assert_eq!(shown.text_at("/cardholderName/firstName"), "Tom");
+        // Both or neither: where the card cannot be written, the payment is not settled, and loses nothing.
+        let version = sql::number(&db, "SELECT version FROM cards").await;
+        sql::execute(&db, &match db.engine {
+            Engine::Sqlite => format!(
+                "CREATE TRIGGER frozen BEFORE UPDATE ON cards WHEN NEW.version > {version} \
+                 BEGIN SELECT RAISE(ABORT, 'frozen'); END"
+            ),
+            Engine::Postgres => format!("ALTER TABLE cards ADD CONSTRAINT frozen CHECK (version <= {version})"),
+        }).await;
+        let lost = checkout.post("/v1/payments", &later("PAY_5", "100", "33")).await;
+        assert!(lost.status >= 500, "{}", lost.text);
+        assert_eq!(checkout.get("/v1/payments/PAY_5").await.text_at("/status"), "UNKNOWN");
+        sql::execute(&db, match db.engine {
+            Engine::Sqlite => "DROP TRIGGER frozen",
+            Engine::Postgres => "ALTER TABLE cards DROP CONSTRAINT frozen",
+        }).await;
+        let told = checkout.get("/v1/payments/PAY_5?refresh=true").await.expect(200);
+        assert_eq!(told.text_at("/status"), "AUTHORIZED");
+        assert_eq!(checkout.get(&path).await.text_at("/expiryYear"), "33");
+        assert_eq!(vault.charges("PAY_5"), 1);
         vault.finish(&[&pan, "8503"]).await;
     }
 

@@ -220,7 +220,7 @@ impl Vault {
             version: None,
             now: self.next_moment(row),
         };
-        match self.change(row, &change, None).await? {
+        match self.change(row, &change, None, None).await? {
             Some(after) => Ok(after),
             None => self.find_again(row).await,
         }

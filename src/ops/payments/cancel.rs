@@ -171,7 +171,7 @@ impl Vault {
                 version: None,
                 now: self.next_moment(&now),
             };
-            if self.change(&now, &change, None).await?.is_some() {
+            if self.change(&now, &change, None, None).await?.is_some() {
                 tracing::info!(payment = %now.payment_request_id, from = now.status.name(), "payment cancelled");
                 return Ok(());
             }

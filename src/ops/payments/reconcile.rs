@@ -257,7 +257,7 @@ impl Vault {
             version: None,
             now: self.next_moment(row),
         };
-        if self.change(row, &change, None).await?.is_some() {
+        if self.change(row, &change, None, None).await?.is_some() {
             tracing::error!(alarm = true, payment = %row.payment_request_id, "the gateway never got a payment");
         }
         Ok(())

@@ -25,11 +25,12 @@ use crate::model::payment::{Source, Status, Verdict, next};
 use crate::model::payment_view::{KeptAnswer, PaymentView, REDIRECTS};
 use crate::store::agreements::attach_card;
 use crate::store::backend::Tx;
-use crate::store::cards::use_card;
+use crate::store::cards::{find_card, update_details, use_card};
 use crate::store::payments as rows;
 use crate::store::payments::{CancelState, Change, NextLook, PaymentRow};
 
 use super::super::Vault;
+use super::super::cards::ReadyDetails;
 use super::super::error::OpError;
 use super::super::events::ReadyEvent;
 use super::chain::ChainIds;
@@ -120,9 +121,21 @@ impl Vault {
                 version: Some(now.version),
                 now: self.next_moment(&now),
             };
-            if let Some(after) = self.change(&now, &change, Some((&answer, source))).await? {
-                self.after_change(&now, to, source).await;
+            let brings = now.card_id.as_ref().filter(|_| now.retyped && to == Status::Authorized);
+            let _turn = match brings {
+                Some(card) => Some(self.queues.turn(card).await),
+                None => None,
+            };
+            let typed = match brings {
+                Some(card) => self.typed_with(&now, card).await?,
+                None => None,
+            };
+            if let Some(after) = self.change(&now, &change, Some((&answer, source)), typed.as_ref()).await? {
+                after_change(&now, to, source);
                 return Ok(after);
+            }
+            if typed.is_some() {
+                self.keys.follow().await?;
             }
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
@@ -184,13 +197,14 @@ impl Vault {
     }
 
     /// Applies a change to a payment as it was read, with the event of a new status in the same
-    /// transaction, and gives the payment as it is then; none where it has another status by now. `answer` is
-    /// what the change seals.
+    /// transaction, and gives the payment as it is then; none where it has another status by now, or the card
+    /// whose details were `typed` with it has others. `answer` is what the change seals.
     pub(super) async fn change(
         &self,
         before: &PaymentRow,
         change: &Change<'_>,
         answer: Option<(&str, Source)>,
+        typed: Option<&ReadyDetails>,
     ) -> Result<Option<PaymentRow>, OpError> {
         let moves = change.to != change.from;
         let event = match moves {
@@ -206,29 +220,31 @@ impl Vault {
             Entry::done("payment.change", before.payment_request_id.as_str()).with(detail)
         });
         let (after, news) = match note {
-            // Neither an agreement nor another card has to do with it.
-            Some(note) if before.agreement_id.is_none() && change.token_card_id.is_none() => {
+            // Neither an agreement nor a card has to do with it.
+            Some(note)
+                if before.agreement_id.is_none() && change.token_card_id.is_none() && typed.is_none() =>
+            {
                 let values = rows::change_values(&before.account, &before.payment_request_id, change);
                 let event = event.as_ref().map(ReadyEvent::row);
                 let alone = (&rows::CHANGE, values.as_slice());
                 let row = self.audit.write_alone(&self.db, &self.keys, alone, event.as_ref(), note).await?;
                 (row.as_ref().map(rows::payment_row).transpose()?, false)
             }
-            note => self.change_with_others(before, change, answer, event.as_ref(), note).await?,
+            note => self.change_with_others(before, change, answer, event.as_ref(), note, typed).await?,
         };
         if after.is_some() {
             if moves {
                 self.metrics.payment(change.to);
             }
-            if event.is_some() || news {
+            if event.is_some() || news || typed.is_some_and(|typed| typed.event.is_some()) {
                 self.bell.ring_written();
             }
         }
         Ok(after)
     }
 
-    /// As [`Self::change`], with what it means for the payment's agreement and for the card that the gateway
-    /// holds; and whether that is news for the feed.
+    /// As [`Self::change`], with what it means for the payment's agreement, for its card, and for the card that
+    /// the gateway holds; and whether that is news of the agreement for the feed.
     async fn change_with_others(
         &self,
         before: &PaymentRow,
@@ -236,6 +252,7 @@ impl Vault {
         answer: Option<(&str, Source)>,
         event: Option<&ReadyEvent>,
         note: Option<Entry>,
+        typed: Option<&ReadyDetails>,
     ) -> Result<(Option<PaymentRow>, bool), OpError> {
         let mut tx = self.begin().await?;
         let after =
@@ -246,6 +263,16 @@ impl Vault {
         }
         if let Some(card) = change.token_card_id {
             self.keep_token_card(&mut tx, &before.merchant, card).await?;
+        }
+        if let Some(typed) = typed {
+            if update_details(&mut tx, &[&typed.new]).await? != [true] {
+                tx.rollback().await?;
+                return Ok((None, false));
+            }
+            if let Some(event) = &typed.event {
+                event.insert(&mut tx).await?;
+            }
+            tx.note(&typed.note).await?;
         }
         if let Some(event) = event {
             event.insert(&mut tx).await?;
@@ -278,6 +305,7 @@ impl Vault {
         PaymentView {
             status: change.to,
             payment_id: change.payment_id.map(str::to_owned).or(before.payment_id),
+            card_id: before.card_id.or_else(|| change.token_card_id.map(ToString::to_string)),
             settled_by: change.settled_by.map(str::to_owned).or(before.settled_by),
             updated_at: change.now,
             ..before
@@ -334,46 +362,39 @@ impl Vault {
         Err(OpError::Unavailable(anyhow::anyhow!("a card was erased while its payment was settled")))
     }
 
-    pub(super) async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {
+    pub(in crate::ops) async fn find_again(&self, row: &PaymentRow) -> Result<PaymentRow, OpError> {
         rows::find_payment(&self.db, &row.account, &row.payment_request_id)
             .await?
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("a payment's row is gone")))
     }
 
-    async fn after_change(&self, before: &PaymentRow, to: Status, source: Source) {
-        let id = &before.payment_request_id;
-        if before.status.is_final() {
-            tracing::error!(
-                alarm = true, payment = %id, from = before.status.name(), to = to.name(),
-                "the gateway changed its word about a settled payment"
-            );
-        } else {
-            tracing::info!(payment = %id, from = before.status.name(), to = to.name(), by = source.name(), "payment changed");
-        }
-        if to == Status::Authorized
-            && before.retyped
-            && let Err(error) = self.bring_typed_details(before).await
-        {
-            tracing::warn!(payment = %id, %error, "the card's details could not be updated after its payment");
-        }
-    }
-
-    /// A payment that named a known card by its number has succeeded: what was typed with it is right.
-    async fn bring_typed_details(&self, before: &PaymentRow) -> Result<(), OpError> {
-        let (Some(card), Some(outgoing)) = (&before.card_id, &before.outgoing) else { return Ok(()) };
-        let dek = self.keys.of(outgoing).await?;
-        let record = record_name(&before.account, &before.payment_request_id);
-        let place = Place { merchant: &before.merchant, record: &record, field: Field::Outgoing };
-        let template = Template::from_bytes(&envelope::open(&dek, &place, outgoing)?)
-            .map_err(|error| OpError::Internal(error.into()))?;
-        let Some(details) = typed_details(&template) else { return Ok(()) };
-        for _ in 0..TURNS {
-            let row = self.live_card(&before.merchant, card).await?;
-            if self.retype(&before.merchant, &row, &details).await? {
-                break;
+    /// What was typed with a payment that named a known card by its number: it is right once the payment has
+    /// succeeded, and becomes the card's in that very transaction, in which the payment's copy of it goes. None
+    /// where the card is gone, or the copy cannot be read: neither may stand in the way of a settlement.
+    async fn typed_with(&self, before: &PaymentRow, card: &CardId) -> Result<Option<ReadyDetails>, OpError> {
+        let Some(outgoing) = &before.outgoing else { return Ok(None) };
+        let Some(row) = find_card(&self.db, &before.merchant, card).await? else { return Ok(None) };
+        let ready = async {
+            let dek = self.keys.of(outgoing).await?;
+            let record = record_name(&before.account, &before.payment_request_id);
+            let place = Place { merchant: &before.merchant, record: &record, field: Field::Outgoing };
+            let template = Template::from_bytes(&envelope::open(&dek, &place, outgoing)?)
+                .map_err(|error| OpError::Internal(error.into()))?;
+            match typed_details(&template) {
+                Some(details) => self.ready_retype(&before.merchant, &row, &details).await.map(Some),
+                None => Ok(None),
             }
+        };
+        match ready.await {
+            // What is away for now is away for the settlement too, which is tried again.
+            Err(error @ (OpError::Unavailable(_) | OpError::Sealed)) => Err(error),
+            Err(error) => {
+                let id = &before.payment_request_id;
+                tracing::error!(alarm = true, payment = %id, %error, "the card's details could not be updated by its payment");
+                Ok(None)
+            }
+            Ok(ready) => Ok(ready),
         }
-        Ok(())
     }
 
     /// Asks the gateway what became of a payment. An answer that cannot be trusted changes nothing.
@@ -442,6 +463,18 @@ impl Facts {
             auth_review: text(top("authReviewStatus")),
             sends_buyer: REDIRECTS.iter().any(|name| top(name).is_some()),
         }
+    }
+}
+
+fn after_change(before: &PaymentRow, to: Status, source: Source) {
+    let id = &before.payment_request_id;
+    if before.status.is_final() {
+        tracing::error!(
+            alarm = true, payment = %id, from = before.status.name(), to = to.name(),
+            "the gateway changed its word about a settled payment"
+        );
+    } else {
+        tracing::info!(payment = %id, from = before.status.name(), to = to.name(), by = source.name(), "payment changed");
     }
 }
 
