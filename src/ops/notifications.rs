@@ -214,6 +214,7 @@ impl Vault {
             request_id: row.request_id.as_str(),
             payment_id: payment.as_ref().and_then(|payment| payment.payment_id.as_deref()),
             amount: &amount,
+            cancelled: payment.as_ref().is_some_and(|payment| payment.status == Status::Cancelled),
         };
         let ask = || operation_rows::look_by(&self.db, row, self.now());
         match read_operation_notice(notice, &expected) {
@@ -385,6 +386,7 @@ fn automatic_capture(
         request_id: id.as_str(),
         payment_id: payment.payment_id.as_deref(),
         amount: &amount,
+        cancelled: payment.status == Status::Cancelled,
     };
     match read_operation_notice(notice, &expected) {
         OperationReading::Says(verdict @ (OperationVerdict::Done | OperationVerdict::Failed)) if whole => {

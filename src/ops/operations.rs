@@ -224,9 +224,13 @@ impl Vault {
             }
         };
         let amount = amount_of(&row)?;
-        let payment_id = payment.payment_id.as_deref();
-        let expected =
-            ExpectedOperation { kind, request_id: request_id.as_str(), payment_id, amount: &amount };
+        let expected = ExpectedOperation {
+            kind,
+            request_id: request_id.as_str(),
+            payment_id: payment.payment_id.as_deref(),
+            amount: &amount,
+            cancelled: payment.status == Status::Cancelled,
+        };
         match read_operation(&answer.verified(), &expected) {
             OperationReading::Says(verdict) => {
                 self.settle_operation(&row, Some(&answer.verified()), verdict, OperationSource::Call, None)
@@ -350,7 +354,7 @@ impl Vault {
         payment: &PaymentRow,
         answer: &Verified<'_>,
     ) -> Result<(), OpError> {
-        if payment.status != Status::Authorized {
+        if !matches!(payment.status, Status::Authorized | Status::Cancelled) {
             return Ok(());
         }
         for told in transactions(answer) {
@@ -367,6 +371,8 @@ impl Vault {
                     alarm = true, request = %row.request_id, kind = row.kind.name(),
                     "an inquiry tells another sum of an operation"
                 ),
+                // Of a cancelled payment nothing more can be asked for that it would have to be counted against.
+                None if payment.status == Status::Cancelled => {}
                 None => self.learn_elsewhere(payment, &told).await?,
             }
         }
@@ -491,16 +497,18 @@ impl Vault {
         let payment =
             payment.ok_or_else(|| OpError::Internal(anyhow::anyhow!("an operation's payment is gone")))?;
         let (row, known_there) = self.ask_after(&payment, taken).await?;
+        // What was asked may have told more of the payment than of this.
+        let payment = self.find_again(&payment).await?;
         match row.status {
-            OperationStatus::Processing => return Ok(Some(Waits::Gateway)),
             OperationStatus::Succeeded | OperationStatus::Failed => return Ok(None),
-            OperationStatus::Unknown => {}
+            OperationStatus::Unknown | OperationStatus::Processing => {}
         }
+        let waits = if row.status == OperationStatus::Processing { Waits::Gateway } else { Waits::Outcome };
         if known_there != Known::No {
-            return Ok(Some(Waits::Outcome));
+            return Ok(Some(waits));
         }
         // The gateway does not know it: it is sent again, with the same bytes under the same id.
-        let Some(outgoing) = &row.outgoing else { return Ok(Some(Waits::Outcome)) };
+        let Some(outgoing) = &row.outgoing else { return Ok(Some(waits)) };
         let text = self.open_row(&row, Field::Outgoing, outgoing).await?;
         let row = self.send_operation(&payment, row.kind, &row.request_id, text).await?;
         Ok(match row.status {
@@ -522,6 +530,10 @@ impl Vault {
             let row = self.operation_again(&row.account, row.kind, &row.request_id).await?;
             let known = match (row.status, verdict) {
                 (OperationStatus::Unknown, Some(Verdict::Paid)) => Known::No,
+                // Of a cancelled payment nothing is under way. Sent again, it is refused, and its sum given back.
+                (OperationStatus::Unknown | OperationStatus::Processing, Some(Verdict::Cancelled)) => {
+                    Known::No
+                }
                 _ => Known::Perhaps,
             };
             return Ok((row, known));
@@ -541,6 +553,7 @@ impl Vault {
             request_id: row.request_id.as_str(),
             payment_id: payment.payment_id.as_deref(),
             amount: &amount,
+            cancelled: payment.status == Status::Cancelled,
         };
         match read_refund_inquiry(&answer.verified(), &expected) {
             OperationReading::Says(verdict) => {

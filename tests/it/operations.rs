@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::support::gateway::{PAY, Reply, paid_json};
+use super::support::gateway::{PAY, Reply, paid_json, result};
 use super::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan, with};
 use super::support::{eventually, sql};
 
@@ -224,6 +224,45 @@ both_engines! {
         vault.finish(&[&pan]).await;
     }
 
+    /// A payment that was cancelled elsewhere takes along what was open on it: a capture is refused when it is
+    /// sent again, and its sum given back.
+    async fn a_cancel_elsewhere_ends_an_open_capture(db: Database) {
+        let (vault, gateway) = TestVault::start_scripted(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        for first in ["lost", "in process"] {
+            let id = format!("GONE_{}", &first[..2]);
+            gateway.on(|call| Reply::Signed(paid_json(call).to_string()));
+            pay(&checkout, &manual(&id, "30000", &card)).await;
+            gateway.on(move |call| match call.path.rsplit('/').next() {
+                Some("capture") if first == "lost" => Reply::Closed,
+                Some("capture") => result("U", "PAYMENT_IN_PROCESS"),
+                _ => Reply::Signed(paid_json(call).to_string()),
+            });
+            let path = format!("/v1/payments/{id}/captures");
+            let open = checkout.post(&path, &capture(&format!("C_{id}"), "100")).await.expect(200);
+            let expected = if first == "lost" { "UNKNOWN" } else { "PROCESSING" };
+            assert_eq!(open.text_at("/status"), expected, "{}", open.text);
+            gateway.on(|call| match call.path.rsplit('/').next() {
+                Some("inquiryPayment") => {
+                    let mut answer = paid_json(call);
+                    answer["paymentStatus"] = json!("CANCELLED");
+                    Reply::Signed(answer.to_string())
+                }
+                _ => result("F", "ORDER_IS_CANCELED"),
+            });
+            let ended = eventually("the capture to end with its payment", || async {
+                let shown = checkout.get(&format!("{path}/C_{id}")).await.expect(200);
+                (shown.text_at("/status") == "FAILED").then_some(shown)
+            })
+            .await;
+            assert_eq!(ended.text_at("/result/resultCode"), "ORDER_IS_CANCELED", "{}", ended.text);
+            assert_eq!(checkout.get(&format!("/v1/payments/{id}")).await.text_at("/status"), "CANCELLED");
+        }
+        vault.finish(&[&pan]).await;
+    }
+
     /// Every reason for which a payment does not allow an operation, before anything is sent.
     async fn what_is_refused_is_not_sent(db: Database) {
         let vault = TestVault::start(&db).await;
@@ -286,6 +325,7 @@ both_engines! {
             (with(&good, "/captureAmount/value", json!("9".repeat(17))), 422, "invalid_request", "/captureAmount/value"),
             (with(&good, "/captureAmount/currency", json!("XXX")), 422, "invalid_request", "/captureAmount/currency"),
             (with(&good, "/metadata", json!(pan)), 422, "card_data_outside_card", "/metadata"),
+            (with(&good, "/cvv", json!("850")), 422, "card_data_outside_card", "/cvv"),
             ("[]".to_owned(), 422, "invalid_request", ""),
             ("{\"captureRequestId\":\"a\",\"captureRequestId\":\"b\"}".to_owned(), 400, "duplicate_member", "/captureRequestId"),
             ("{".to_owned(), 400, "malformed_json", ""),

@@ -119,6 +119,8 @@ pub struct ExpectedOperation<'a> {
     pub payment_id: Option<&'a str>,
     /// How much.
     pub amount: &'a Amount,
+    /// Whether its payment is known to be cancelled: that it is refused for that is then the last word.
+    pub cancelled: bool,
 }
 
 /// What an answer says of an operation.
@@ -143,6 +145,9 @@ pub fn read_operation(answer: &Verified<'_>, expected: &ExpectedOperation<'_>) -
             OperationVerdict::Done
         }
         ("F", code, None | Some("FAIL")) if !UNSETTLED_FAILURES.contains(&code) => OperationVerdict::Failed,
+        ("F", "ORDER_IS_CANCELED" | "ORDER_IS_CANCELLED", None | Some("FAIL")) if expected.cancelled => {
+            OperationVerdict::Failed
+        }
         ("U", "PAYMENT_IN_PROCESS", None | Some("PROCESSING" | "PENDING")) => OperationVerdict::InProcess,
         _ => OperationVerdict::Unclear,
     })
@@ -399,9 +404,45 @@ mod tests {
 
     fn operation(text: &str, kind: OperationKind) -> (OperationReading, OperationReading) {
         let amount = Amount::from_wire("EUR", "100").expect("an amount");
-        let expected = ExpectedOperation { kind, request_id: "X_1", payment_id: Some("2"), amount: &amount };
+        let expected = ExpectedOperation {
+            kind,
+            request_id: "X_1",
+            payment_id: Some("2"),
+            amount: &amount,
+            cancelled: false,
+        };
         let answer = verify::tests_only(text);
         (read_operation(&answer, &expected), read_refund_inquiry(&answer, &expected))
+    }
+
+    /// That an order was cancelled says nothing of a capture that may have come before, unless the vault knows
+    /// that it was cancelled, and has looked.
+    #[test]
+    fn an_operation_of_a_cancelled_payment_is_refused_for_good() {
+        let amount = Amount::from_wire("EUR", "100").expect("an amount");
+        for code in ["ORDER_IS_CANCELED", "ORDER_IS_CANCELLED", "REPEAT_REQ_INCONSISTENT"] {
+            for cancelled in [false, true] {
+                let kind = OperationKind::Capture;
+                let expected = ExpectedOperation {
+                    kind,
+                    request_id: "X_1",
+                    payment_id: None,
+                    amount: &amount,
+                    cancelled,
+                };
+                let text = format!(r#"{{"result":{{"resultStatus":"F","resultCode":"{code}"}}}}"#);
+                let told = match cancelled && code != "REPEAT_REQ_INCONSISTENT" {
+                    true => OperationVerdict::Failed,
+                    false => OperationVerdict::Unclear,
+                };
+                let answer = verify::tests_only(&text);
+                assert_eq!(
+                    read_operation(&answer, &expected),
+                    OperationReading::Says(told),
+                    "{code} {cancelled}"
+                );
+            }
+        }
     }
 
     #[test]
