@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan, sample_with};
+use super::support::vault::{
+    Answer, Caller, METADATA, TestVault, by_reference, fresh_pan, sample_with, with,
+};
 
 /// A payment by reference with a `storedCredential`.
 fn stored(id: &str, value: &str, card: &str, credential: &Value) -> String {
@@ -145,7 +147,10 @@ both_engines! {
         checkout.delete(&format!("/v1/cards/{card}")).await.expect(204);
         let ended = checkout.get(&format!("/v1/agreements/{agreement}")).await.expect(200);
         assert_eq!(ended.text_at("/endedReason"), "card_erased");
-        subscriptions.post("/v1/payments", &by_merchant("MIT_3", "1", &card, &agreement)).await.expect_problem(404, "not_found");
+        let gone = by_merchant("MIT_3", "1", &card, &agreement);
+        for path in ["/v1/payments", "/v1/payments?dryRun=true"] {
+            assert_eq!(reason(&subscriptions.post(path, &gone).await), "card_erased");
+        }
         vault.finish(&[&pan, &other, "8507"]).await;
     }
 
@@ -185,6 +190,10 @@ both_engines! {
         checkout.post("/v1/payments", &by_merchant("MIT_7", "660073", &card, &agreement)).await.expect(200);
         let ended = checkout.get(&format!("/v1/agreements/{agreement}")).await.expect(200);
         assert_eq!(ended.text_at("/endedReason"), "consent_revoked");
+        for path in ["/v1/payments", "/v1/payments?dryRun=true"] {
+            let again = checkout.post(path, &by_merchant("MIT_8", "100", &card, &agreement)).await;
+            assert_eq!(reason(&again), "consent_revoked");
+        }
         vault.finish(&[&pan, &other]).await;
     }
 
@@ -206,6 +215,16 @@ both_engines! {
             shown["members"].as_array().expect("members").iter().filter_map(|m| m["pointer"].as_str()).collect();
         assert!(pointers.iter().any(|pointer| pointer.ends_with("/networkTransactionId")), "{pointers:?}");
         assert!(shown["members"].as_array().expect("members").iter().all(|m| m["reason"].is_string()));
+        // A CVV beside a reference is typed, and never the card's.
+        let cvv = with(&by_reference("DRY_2", "100", &card), &format!("{METADATA}/cvv"), json!("8507"));
+        let typed = checkout.post("/v1/payments?dryRun=true", &cvv).await.expect(200).json();
+        assert_eq!(typed["request"]["paymentMethod"]["paymentMethodMetaData"]["cvv"], "***");
+        let why = |name: &str| {
+            let members = typed["members"].as_array().expect("members");
+            let member = members.iter().find(|m| m["pointer"].as_str().is_some_and(|at| at.ends_with(name)));
+            member.and_then(|m| m["reason"].as_str()).unwrap_or("").to_owned()
+        };
+        assert_eq!((why("/cvv").as_str(), why("/cardNo").as_str()), ("typed in this request", "of the referenced card"));
         let fresh = fresh_pan();
         let inline = sample_with("DRY_1", "100").replace("4117347806156383", &fresh);
         checkout.post("/v1/payments?dryRun=true", &inline).await.expect(200);

@@ -6,7 +6,7 @@
 
 use crate::base::bytes::{length_prefixed, split_length_prefixed};
 use crate::base::card::Pan;
-use crate::base::json::{ObjectWriter, push_string};
+use crate::base::json::{Object, ObjectWriter};
 use crate::base::secret::{SecretBuf, SecretText};
 use crate::model::agreement::AgreementType;
 use crate::model::card::{Details, Parts};
@@ -256,11 +256,13 @@ fn pass_metadata(out: &mut ObjectWriter, request: &PayRequest, owned: impl Fn(&s
 
 /// `mpiData` with the hole for its cryptogram put back.
 fn with_cavv(mpi: &SecretText) -> String {
-    let inner = mpi.expose().trim().trim_start_matches('{').trim_end_matches('}');
-    let comma = if inner.trim().is_empty() { "" } else { "," };
-    let mut name = String::new();
-    push_string(&mut name, "cavv");
-    format!("{{{inner}{comma}{name}:{}}}", quoted(Hole::Cavv))
+    let mut out = ObjectWriter::default();
+    // It was read as an object before its cryptogram was taken out.
+    for (name, raw) in Object::parse(mpi.expose()).iter().flat_map(Object::iter) {
+        out.raw(name, raw);
+    }
+    out.raw("cavv", &quoted(Hole::Cavv));
+    out.finish()
 }
 
 #[cfg(test)]
@@ -387,5 +389,22 @@ mod tests {
         );
         assert!(Template::from_bytes(&SecretBuf::from_vec(b"x".to_vec())).is_err());
         assert!(template.masked("************6383").contains("\"cvv\":\"***\""));
+    }
+
+    /// Whatever stands last in `mpiData`, the cryptogram comes back into the right object.
+    #[test]
+    fn the_cryptogram_goes_back_beside_nested_members() {
+        const SAMPLE: &str = include_str!("../../../tests/samples/pay-server-to-server.json");
+        for (mpi, rest) in [
+            (r#"{"cavv":"AAAB"}"#, serde_json::json!({})),
+            (r#"{"eci":"05","cavv":"AAAB"}"#, serde_json::json!({"eci": "05"})),
+            (r#"{"cavv":"AAAB","ext":{"a":{"b":{}}}}"#, serde_json::json!({"ext": {"a": {"b": {}}}})),
+            (r#" { "cavv" : "AAAB" , "ext" : [ { } ] } "#, serde_json::json!({"ext": [{}]})),
+        ] {
+            let text = SAMPLE.replacen("\"cvv\": \"850\"", &format!("\"mpiData\": {mpi}"), 1);
+            let mut expected = rest;
+            expected["cavv"] = "AAAB".into();
+            assert_eq!(sent(&text)["paymentMethod"]["paymentMethodMetaData"]["mpiData"], expected, "{mpi}");
+        }
     }
 }

@@ -90,7 +90,8 @@ impl Vault {
             _ => news,
         };
         if let Some((kind, why)) = news {
-            let event = agreement_event(merchant, id, payment.card_id.as_ref(), kind, why, change.now)?;
+            let card = payment.card_id.as_ref().or(change.token_card_id);
+            let event = agreement_event(merchant, id, card, kind, why, change.now)?;
             event.insert(tx).await?;
         }
         Ok(news.is_some())

@@ -10,14 +10,14 @@ use crate::model::access::{Allowed, MissingScope, Pay, Scope, WriteCards};
 use crate::model::agreement::Initiator;
 use crate::model::card::Details;
 use crate::model::pay_request::{CardForm, PayRequest};
-use crate::model::rules::{self, Reason, Refusal};
+use crate::model::rules;
 use crate::slots;
 use crate::store::cards::{CardRow, Held, find_card};
 
 use super::super::Vault;
 use super::super::error::OpError;
 use super::brings_card_data;
-use super::prepare::{Deal, check_claims, check_token_claims, unknown_card};
+use super::prepare::{Deal, check_claims, check_hosted_page, check_token_claims};
 
 /// What a payment would send.
 pub struct DryRun {
@@ -67,9 +67,7 @@ impl Vault {
         self.complete(&mut request, &deal)?;
         match std::mem::replace(&mut request.card, CardForm::HostedPage) {
             CardForm::HostedPage => {
-                if let Deal::Uses(..) = deal {
-                    return Err(Refusal::StoredCredential(Reason::OtherCard).into());
-                }
+                check_hosted_page(&request, &deal)?;
                 let body = Template::hosted_page(&request).masked("");
                 let tokenize = "/paymentMethod/paymentMethodMetaData/tokenize";
                 let added = request
@@ -117,7 +115,8 @@ impl Vault {
         mut request: PayRequest,
         deal: &Deal,
     ) -> Result<DryRun, OpError> {
-        let row = find_card(&self.db, merchant, id).await?.ok_or_else(unknown_card)?;
+        let row = find_card(&self.db, merchant, id).await?;
+        let row = row.ok_or_else(|| self.without_card(&request, deal, id))?;
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
         request.pays_by_token = matches!(row.held, Held::Token { .. });
         let flags = self.flags(merchant, &request, deal, Some(id), row.typed_at).await?;
@@ -174,14 +173,16 @@ fn explain(
         (_, true, _) => "the buyer pays again with a kept card (columns C and D)",
         (_, false, _) => "a one-time payment (column A)",
     };
-    let cvv = if request.held_cvv { "held for this payment; it is used once" } else { origin };
+    // None of it is ever stored.
+    let typed = "typed in this request";
+    let cvv = if request.held_cvv { "held for this payment; it is used once" } else { typed };
     let written = [
         ("cardNo", origin),
         ("expiryYear", origin),
         ("expiryMonth", origin),
         ("cardholderName", origin),
         ("cvv", cvv),
-        ("cardPasswordDigest", origin),
+        ("cardPasswordDigest", typed),
         ("isCardOnFile", flag),
         ("recurringType", flag),
         ("networkTransactionId", "of the payment that opened the agreement"),

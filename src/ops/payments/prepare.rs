@@ -20,7 +20,7 @@ use crate::crypto::{envelope, request_mac};
 use crate::gateway::antom::body::{CardFlags, Instrument, Template};
 use crate::gateway::{Call, Gateway, Signed};
 use crate::model::access::{Allowed, Pay, PayWithoutBuyer};
-use crate::model::agreement::{AgreementState, Initiator, StoredCredential, Terms};
+use crate::model::agreement::{AgreementEvent, AgreementState, Initiator, StoredCredential, Terms};
 use crate::model::audit::Entry;
 use crate::model::card::{Details, TypedCard};
 use crate::model::decline::Decline;
@@ -176,9 +176,7 @@ impl Vault {
         let form = std::mem::replace(&mut request.card, CardForm::HostedPage);
         let chosen = match form {
             CardForm::HostedPage => {
-                if let Deal::Uses(..) = deal {
-                    return Err(Refusal::StoredCredential(Reason::OtherCard).into());
-                }
+                check_hosted_page(&request, &deal)?;
                 None
             }
             CardForm::Inline(card) => Some(self.choose_typed(merchant, card, &request, &deal).await?),
@@ -197,7 +195,9 @@ impl Vault {
             }
             CardForm::Reference(id) => {
                 let found = found.filter(|found| found.card.card_id == id);
-                let CardToPay { card, past, .. } = found.ok_or_else(unknown_card)?;
+                let Some(CardToPay { card, past, .. }) = found else {
+                    return Err(self.without_card(&request, &deal, &id));
+                };
                 let typed_at = card.typed_at;
                 Some(self.choose_row(merchant, card, &mut request, &deal, typed_at, &past).await?)
             }
@@ -220,6 +220,17 @@ impl Vault {
             }
         }
         Ok(())
+    }
+
+    /// Why a card that is not there cannot be paid with: one whose agreement the merchant has was erased.
+    pub(super) fn without_card(&self, request: &PayRequest, deal: &Deal, card: &CardId) -> OpError {
+        let erased = CardFacts { erased: true, ..facts(Millis(0), None) };
+        match deal {
+            Deal::Uses(_, row) if row.card_id.as_ref() == Some(card) => {
+                self.flags_for(request, deal, Some(card), &erased).err().unwrap_or_else(unknown_card)
+            }
+            _ => unknown_card(),
+        }
     }
 
     pub(super) async fn deal_of(
@@ -655,6 +666,7 @@ fn facts(typed_at: Millis, past: Option<&CardPast>) -> CardFacts {
         _ => None,
     };
     CardFacts {
+        erased: false,
         has_active_agreement: past.is_some_and(|past| past.has_active_agreement),
         typed_at,
         decline,
@@ -667,6 +679,7 @@ fn agreement_facts(row: &AgreementRow, card: Option<&CardId>) -> AgreementFacts 
         same_card: card.is_some() && row.card_id.as_ref() == card,
         kind: row.terms.kind,
         state: row.state,
+        revoked: row.ended_reason.as_deref() == Some(AgreementEvent::ConsentRevoked.reason()),
         expires_at: row.terms.expires_at,
         max_amount: row.terms.max_amount.clone(),
         has_network_transaction_id: row.network_transaction_id.is_some(),
@@ -697,6 +710,18 @@ fn check_flag_claims(request: &PayRequest, flags: &CardFlags) -> Result<(), OpEr
     .map(|(pointer, _)| FieldFault::at(pointer, "conflict"))
     .collect();
     if faults.is_empty() { Ok(()) } else { Err(OpError::Invalid(faults)) }
+}
+
+/// A card that the buyer types on Antom's page is no agreement's yet, and is charged once: nothing is sent that
+/// says otherwise.
+pub(super) fn check_hosted_page(request: &PayRequest, deal: &Deal) -> Result<(), OpError> {
+    if let Deal::Uses(..) = deal {
+        return Err(Refusal::StoredCredential(Reason::OtherCard).into());
+    }
+    let claims = &request.claims;
+    // `isCardOnFile` is the caller's own here: the vault knows nothing of the card.
+    let sent = CardFlags { is_card_on_file: claims.is_card_on_file.unwrap_or(false), ..CardFlags::fresh() };
+    check_flag_claims(request, &sent)
 }
 
 pub(super) fn unknown_card() -> OpError {
