@@ -28,7 +28,8 @@ use crate::http::notify;
 use crate::http::pace::Pace;
 use crate::http::peer::not_after;
 use crate::http::router::{Api, router};
-use crate::http::serve::{Limits, Listener};
+use crate::http::serve::{Limits, Listener, ROWS_A_SECOND};
+use crate::http::sparing::Sparing;
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::model::audit::{Actor, Entry};
@@ -213,6 +214,7 @@ impl App {
                 vault: vault.clone(),
                 signed_path: plane.signed_path.into(),
                 served_path: plane.served_path.into(),
+                forged: Arc::new(Sparing::new(ROWS_A_SECOND)),
             });
             let listener = plane.listener.counted(vault.metrics.clone(), "notify").leaving(leaving.clone());
             tokio::spawn(listener.serve(rules, router, Limits::default(), async {
@@ -230,7 +232,7 @@ impl App {
             // Until the balancers have seen that this vault goes, they send callers here.
             tokio::time::sleep(drain).await;
         };
-        let api = api.counted(vault.metrics.clone(), "api").leaving(leaving);
+        let api = api.counted(vault.metrics.clone(), "api").leaving(leaving).audited(vault.audit.clone());
         api.serve(rules, router, limits, shutdown).await;
         drop(stop_notify);
         if let Some(notified) = notified

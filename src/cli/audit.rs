@@ -76,6 +76,12 @@ async fn verify(common: &Common, checkpoints: Option<PathBuf>) -> anyhow::Result
     }
     let (rows, chains, checkpoints) = (report.rows, report.chains, report.checkpoints);
     println!("{rows} rows in {chains} chains, {checkpoints} checkpoints");
+    if let Some(newest) = report.newest {
+        let (newest, unproven) = (newest.rfc3339(), report.unproven);
+        println!(
+            "{unproven} rows are newer than the newest checkpoint, of {newest}: whether more followed them is unproven"
+        );
+    }
     if !report.findings.is_empty() {
         bail!("the audit trail is not whole: {} findings", report.findings.len());
     }

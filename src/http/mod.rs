@@ -10,4 +10,5 @@ pub mod problem;
 pub mod router;
 pub mod routes;
 pub mod serve;
+pub mod sparing;
 pub mod tls;

@@ -2,11 +2,12 @@
 //! own. What speaks for a notification is its signature over the path that Antom called and the raw bytes;
 //! nothing of it is read before, and nothing of it is repeated in an answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -17,8 +18,11 @@ use crate::base::stack::leaving_nothing;
 use crate::gateway::antom::notification::{ACKNOWLEDGEMENT, TRY_AGAIN};
 use crate::gateway::antom::verify::SignatureHeaders;
 use crate::gateway::antom::wire;
+use crate::model::audit::{Actor, Entry};
 use crate::ops::Vault;
 use crate::ops::notifications::NotTaken;
+
+use super::sparing::{Sparing, with_others};
 
 /// What an unsigned or misdirected request is told.
 const REFUSED: &str =
@@ -33,6 +37,8 @@ pub struct Notify {
     pub signed_path: Arc<str>,
     /// The path that reaches this listener: another one where a proxy rewrites it.
     pub served_path: Arc<str>,
+    /// Which forged notifications have an audit row.
+    pub forged: Arc<Sparing>,
 }
 
 /// The notify plane's one route.
@@ -45,6 +51,7 @@ async fn handle(State(notify): State<Notify>, request: Request) -> Response<Body
     if request.method() != Method::POST || path != &*notify.served_path {
         return answer(StatusCode::NOT_FOUND, REFUSED);
     }
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|remote| remote.ip());
     let (head, body) = request.into_parts();
     let Some(body) = collect(body).await else { return answer(StatusCode::BAD_REQUEST, REFUSED) };
     let headers = SignatureHeaders {
@@ -58,17 +65,24 @@ async fn handle(State(notify): State<Notify>, request: Request) -> Response<Body
         signature: headers.signature.map(str::to_owned),
     };
     // On a task of its own: a sender that hangs up leaves no half-done work.
+    let vault = Arc::clone(&notify.vault);
     let taken = tokio::spawn(leaving_nothing(async move {
         let headers = SignatureHeaders {
             client_id: owned.client_id.as_deref(),
             time: owned.time.as_deref(),
             signature: owned.signature.as_deref(),
         };
-        notify.vault.take_notification(&notify.signed_path, &headers, body.expose()).await
+        vault.take_notification(&notify.signed_path, &headers, body.expose(), from).await
     }));
     match taken.await {
         Ok(Ok(())) => answer(StatusCode::OK, ACKNOWLEDGEMENT),
-        Ok(Err(NotTaken::Forged)) => answer(StatusCode::UNAUTHORIZED, REFUSED),
+        Ok(Err(NotTaken::Forged)) => {
+            if let Some(left_out) = notify.forged.say() {
+                let refused = Entry::refused("notification", with_others("not_verified", left_out));
+                notify.vault.audit.note_soon(Actor::unknown(from), refused);
+            }
+            answer(StatusCode::UNAUTHORIZED, REFUSED)
+        }
         Ok(Err(error @ NotTaken::NotRecorded(_))) => {
             tracing::error!(error = &error as &dyn std::error::Error, "a notification must come again");
             answer(StatusCode::SERVICE_UNAVAILABLE, TRY_AGAIN)

@@ -35,7 +35,10 @@ use tower::Service;
 
 use super::admission::{RuleSource, Rules, Standing, changed};
 use super::peer::Peer;
+use super::sparing::{Sparing, with_others};
 use crate::metrics::Metrics;
+use crate::model::audit::{Actor, Entry};
+use crate::ops::audit::Audit;
 
 mod places;
 
@@ -45,6 +48,8 @@ use places::{Asked, Place, Places};
 const SMALLEST_BUFFER: usize = 8 * 1024;
 /// Lines of log, in a second, about peers that were turned away.
 const LINES_A_SECOND: u32 = 20;
+/// Rows of the audit trail, in a second, about strangers that were turned away.
+pub const ROWS_A_SECOND: u32 = 2;
 /// Most certificates that a client may show, and most bytes of them: its own and a few authorities between.
 const MAX_CHAIN: usize = 6;
 const MAX_CHAIN_BYTES: usize = 16 * 1024;
@@ -109,6 +114,7 @@ pub struct Listener {
     local: SocketAddr,
     counted: Option<(Arc<Metrics>, &'static str)>,
     leaving: Option<watch::Receiver<bool>>,
+    audit: Option<Arc<Audit>>,
 }
 
 impl Listener {
@@ -116,12 +122,17 @@ impl Listener {
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = TcpListener::bind(address).await?;
         let local = socket.local_addr()?;
-        Ok(Self { socket, local, counted: None, leaving: None })
+        Ok(Self { socket, local, counted: None, leaving: None, audit: None })
     }
 
     /// Counts connections under this name.
     pub fn counted(self, metrics: Arc<Metrics>, name: &'static str) -> Self {
         Self { counted: Some((metrics, name)), ..self }
+    }
+
+    /// Records there who was turned away for his certificate, or for having none.
+    pub fn audited(self, audit: Arc<Audit>) -> Self {
+        Self { audit: Some(audit), ..self }
     }
 
     /// From when `leaving` turns true, every answer tells its caller to close the connection. What is
@@ -158,7 +169,9 @@ impl Listener {
             limits,
             counted: self.counted,
             leaving: self.leaving,
-            log: SparingLog::default(),
+            log: Sparing::new(LINES_A_SECOND),
+            rows: Sparing::new(ROWS_A_SECOND),
+            audit: self.audit,
         });
         let mut tasks = JoinSet::new();
         let mut shutdown = pin!(shutdown);
@@ -190,11 +203,7 @@ impl Listener {
 
 /// The next connection and its place. Never fails: what goes wrong with one accept is over with the
 /// next, or with the pause.
-async fn accept(
-    socket: &TcpListener,
-    places: &Arc<Places>,
-    log: &SparingLog,
-) -> (TcpStream, SocketAddr, Place) {
+async fn accept(socket: &TcpListener, places: &Arc<Places>, log: &Sparing) -> (TcpStream, SocketAddr, Place) {
     let mut pause = ACCEPT_PAUSE.0;
     loop {
         match socket.accept().await {
@@ -202,7 +211,7 @@ async fn accept(
                 match places.ask(remote.ip()) {
                     Asked::Given(place) => return (stream, remote, place),
                     Asked::TooMany => {
-                        log.closed(remote, "too many from its address");
+                        closed(log, remote, "too many from its address");
                         break;
                     }
                     Asked::Full => places.freed().await,
@@ -245,42 +254,32 @@ struct Shared {
     limits: Limits,
     counted: Option<(Arc<Metrics>, &'static str)>,
     leaving: Option<watch::Receiver<bool>>,
-    log: SparingLog,
+    /// Tells the log, and the trail, of peers that were turned away.
+    log: Sparing,
+    rows: Sparing,
+    audit: Option<Arc<Audit>>,
 }
 
-/// Tells of peers that were turned away, but not of every one of a flood: whoever can connect could fill the
-/// disk otherwise.
-#[derive(Default)]
-struct SparingLog(Mutex<Said>);
-
-#[derive(Default)]
-struct Said {
-    since: Option<Instant>,
-    lines: u32,
-    left_out: u64,
-}
-
-impl SparingLog {
-    fn closed(&self, remote: SocketAddr, reason: &str) {
-        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.since.is_none_or(|since| since.elapsed() >= Duration::from_secs(1)) {
-            *said = Said { since: Some(Instant::now()), lines: 0, left_out: said.left_out };
-        }
-        if said.lines >= LINES_A_SECOND {
-            said.left_out += 1;
-            return;
-        }
-        said.lines += 1;
-        let left_out = std::mem::take(&mut said.left_out);
-        drop(said);
+/// Logs peers that were turned away.
+fn closed(log: &Sparing, remote: SocketAddr, reason: &str) {
+    if let Some(left_out) = log.say() {
         tracing::info!(%remote, reason, left_out, "a connection was closed before its first request");
     }
 }
 
 impl Shared {
     fn refused(&self, remote: SocketAddr, reason: &'static str) {
-        self.log.closed(remote, reason);
+        closed(&self.log, remote, reason);
         self.count_refused(reason);
+    }
+
+    /// Turns away who cannot show that he may come in (PCI DSS 10.2.1.4).
+    fn denied(&self, remote: SocketAddr, reason: &'static str) {
+        self.refused(remote, reason);
+        if let (Some(audit), Some(left_out)) = (&self.audit, self.rows.say()) {
+            let refused = Entry::refused("connection", with_others(reason, left_out));
+            audit.note_soon(Actor::unknown(Some(remote.ip())), refused);
+        }
     }
 
     fn count_refused(&self, reason: &'static str) {
@@ -304,6 +303,10 @@ impl Shared {
         let stream = match handshake {
             Ok(Ok(Some(stream))) => stream,
             Ok(Ok(None)) => return,
+            Ok(Err(error)) if is_denial(&error) => {
+                self.denied(remote, reason(&error));
+                return;
+            }
             Ok(Err(error)) => {
                 self.refused(remote, reason(&error));
                 return;
@@ -315,7 +318,7 @@ impl Shared {
         };
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
         if chain.len() > MAX_CHAIN || chain.iter().map(|one| one.len()).sum::<usize>() > MAX_CHAIN_BYTES {
-            self.refused(remote, "too long a chain of certificates");
+            self.denied(remote, "too long a chain of certificates");
             return;
         }
         let standing = match chain.first().map(|leaf| Peer::from_certificate(leaf, remote)) {
@@ -329,8 +332,8 @@ impl Shared {
                 Some((Arc::clone(&peer), Arc::new(Standing::new(peer, chain, rules.clone()))))
             }
             Some(Err(error)) => {
-                self.log.closed(remote, &error.to_string());
-                self.count_refused("certificate not made for clients, or not readable");
+                tracing::debug!(%remote, %error, "a certificate is of no use");
+                self.denied(remote, "certificate not made for clients, or not readable");
                 return;
             }
             // Only where the configuration asks for none; else the handshake has failed already.
@@ -544,6 +547,13 @@ impl HttpBody for BodyInTime {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// Whether a handshake failed for who the peer is, or is not.
+fn is_denial(error: &io::Error) -> bool {
+    use rustls::Error as Tls;
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>());
+    matches!(tls, Some(Tls::NoCertificatesPresented | Tls::InvalidCertificate(_)))
 }
 
 /// Why a handshake failed, in words that hold nothing of what the peer sent.

@@ -2,6 +2,8 @@
 //! DSS 10.2.2). No field can hold card data: each is an id that the vault or the configuration made, or a
 //! constant word.
 
+use std::net::IpAddr;
+
 use crate::base::bytes::length_prefixed;
 use crate::base::clock::Millis;
 use crate::base::ids::{GatewayAccount, Merchant};
@@ -19,7 +21,8 @@ pub struct Actor {
     pub name: String,
     /// The merchant for whom, if it is one.
     pub merchant: Option<Merchant>,
-    /// Address and certificate of a client; host and process of others.
+    /// Address and certificate of a client, address of the gateway or of an unknown peer; else none, and the
+    /// row has the host and process of the vault.
     pub origin: Option<String>,
     /// The request, if there is one.
     pub request_id: Option<String>,
@@ -31,9 +34,16 @@ impl Actor {
         Self { name: "vault".to_owned(), merchant: None, origin: None, request_id: None }
     }
 
-    /// Antom, by a signed notification.
-    pub fn gateway(account: &GatewayAccount) -> Self {
-        Self { name: format!("gateway:{account}"), ..Self::vault() }
+    /// Antom, by a signed notification that came from this address.
+    pub fn gateway(account: &GatewayAccount, from: Option<IpAddr>) -> Self {
+        let origin = from.map(|from| from.to_string());
+        Self { name: format!("gateway:{account}"), origin, ..Self::vault() }
+    }
+
+    /// Somebody at this address of whom nothing else is known.
+    pub fn unknown(from: Option<IpAddr>) -> Self {
+        let origin = from.map(|from| from.to_string());
+        Self { name: "peer:unknown".to_owned(), origin, ..Self::vault() }
     }
 
     /// Somebody at the command line of a host.

@@ -10,6 +10,7 @@ pub mod verify;
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +77,10 @@ pub struct Audit {
     chains: Arc<Mutex<Chains>>,
     reads: mpsc::Sender<(Actor, Entry, Millis)>,
     waiting: Mutex<Option<mpsc::Receiver<(Actor, Entry, Millis)>>>,
+    /// Whether what waited for no disk could not be written at the last attempt.
+    behind: AtomicBool,
+    /// Where this process runs: the origin of what nobody from elsewhere has asked for.
+    here: Arc<str>,
     clock: SharedClock,
     tally: AuditTally,
 }
@@ -100,6 +105,8 @@ impl Audit {
             chains: Arc::default(),
             reads,
             waiting: Mutex::new(Some(waiting)),
+            behind: AtomicBool::new(false),
+            here: origin().into(),
             clock,
             tally,
         }
@@ -142,7 +149,8 @@ impl Audit {
         let lease =
             Lease { home: Arc::clone(&self.chains), chain: Some(chain), in_doubt: false, _permit: permit };
         let newest = lease.newest();
-        Ok(Links { lease, newest, keys, clock: self.clock.clone(), tally: self.tally.clone() })
+        let (here, clock, tally) = (Arc::clone(&self.here), self.clock.clone(), self.tally.clone());
+        Ok(Links { lease, newest, keys, here, clock, tally })
     }
 
     /// Runs a statement that is alone in its transaction, with its audit row, in the name of the task's actor,
@@ -171,12 +179,23 @@ impl Audit {
     }
 
     /// Records a masked read, which waits for no disk: a crash can lose what was read in the last moments.
-    /// Fails where so many wait that there is no room for a while.
+    /// Fails where so many wait that there is no room for a while, and while those before it cannot be written:
+    /// what is read then would never be recorded.
     pub async fn note_read(&self, entry: Entry) -> Result<(), OpError> {
+        let refused = || OpError::Unavailable(anyhow::anyhow!("masked reads cannot be audited"));
+        if self.behind.load(Ordering::Relaxed) {
+            return Err(refused());
+        }
         let sent = tokio::time::timeout(WAIT, self.reads.send((actor(), entry, self.clock.now()))).await;
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(OpError::Unavailable(anyhow::anyhow!("masked reads cannot be audited"))),
+        sent.ok().and_then(Result::ok).ok_or_else(refused)
+    }
+
+    /// Records what was refused before there was a request that could wait for it: a connection, or a
+    /// notification. It is written with the masked reads, and left out where there is no room.
+    pub fn note_soon(&self, who: Actor, entry: Entry) {
+        if self.reads.try_send((who, entry, self.clock.now())).is_err() {
+            self.tally.failures.inc();
+            tracing::warn!("a refusal is not audited: too much waits to be");
         }
     }
 
@@ -202,7 +221,14 @@ impl Audit {
                     }
                 }
             }
-            match self.write_batch(db, keys, &batch).await {
+            // A sealed vault reads nothing, and what it refuses can be recorded once it is open.
+            if keys.are_closed() && !stopping {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            let written = self.write_batch(db, keys, &batch).await;
+            self.behind.store(written.is_err(), Ordering::Relaxed);
+            match written {
                 Ok(()) => batch.clear(),
                 Err(error) => {
                     tracing::error!(
@@ -292,6 +318,7 @@ pub(super) struct Links<'a> {
     lease: Lease,
     newest: (i64, [u8; 32]),
     keys: &'a DataKeys,
+    here: Arc<str>,
     clock: SharedClock,
     tally: AuditTally,
 }
@@ -328,7 +355,7 @@ impl Links<'_> {
             object: entry.object.clone(),
             outcome: entry.outcome.name().to_owned(),
             detail: entry.detail.clone(),
-            origin: actor.origin.clone(),
+            origin: Some(actor.origin.clone().unwrap_or_else(|| self.here.to_string())),
             request_id: actor.request_id.clone(),
             key_id: key.id().to_string(),
         };

@@ -5,6 +5,7 @@
 //! Antom's signature has no nonce, and notifications come up to eight times and in any order: each effect
 //! is one that happens once however often it is told.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,7 @@ impl Vault {
         path: &str,
         headers: &SignatureHeaders<'_>,
         body: &[u8],
+        from: Option<IpAddr>,
     ) -> Result<(), NotTaken> {
         let account = headers.client_id.and_then(GatewayAccount::parse).ok_or(NotTaken::Forged)?;
         let gateway = self.accounts.get(&account).ok_or(NotTaken::Forged)?;
@@ -71,7 +73,7 @@ impl Vault {
         let age = headers.time.and_then(request_time).map(|at| at.0.abs_diff(now.0));
         let timely = age.is_some_and(|age| u128::from(age) <= CLOCK_SKEW.as_millis());
         let told = Told { account, timely };
-        let gateway = Actor::gateway(&told.account);
+        let gateway = Actor::gateway(&told.account, from);
         let verified = verified.verified();
         let notice = read(&verified);
         let kind = match &notice {

@@ -3,9 +3,11 @@
 
 use serde_json::Value;
 
-use super::support::sql;
+use super::support::notices::{Posted, Sign};
 use super::support::sql::number;
 use super::support::vault::{TestVault, by_reference, fresh_pan, typed};
+use super::support::wire::Wire;
+use super::support::{eventually, sql};
 
 /// `audit export`.
 async fn rows(vault: &TestVault) -> Vec<Value> {
@@ -64,10 +66,45 @@ both_engines! {
         assert!(refused.contains(&("GET /v1/cards/{card_id}", "not_found")), "{refused:?}");
         assert!(refused.contains(&("GET none", "not_found")), "{refused:?}");
         assert!(refused.iter().any(|(route, _)| *route == "POST /v1/cards"), "{refused:?}");
+        // Whoever acts, there is a place from which it was done, and a time (PCI DSS 10.2.2).
+        for row in &all {
+            let text = |name: &str| row[name].as_str().is_some_and(|text| !text.is_empty());
+            assert!(["at", "actor", "action", "outcome", "origin"].iter().all(|name| text(name)), "{row}");
+        }
         // Ended as it should: every chain is closed.
         let (code, said) = verify(&vault, &[]).await;
         assert_eq!((code, said.contains("open ")), (Some(0), false), "{said}");
         vault.finish(&[&pan, &other]).await;
+    }
+
+    /// Who is turned away before he could ask for anything has a row too (PCI DSS 10.2.1.4), and so has a
+    /// notification that is not the gateway's; a flood has few.
+    async fn strangers_have_their_rows(db: Database) {
+        let vault = TestVault::start_notified(&db, &[]).await;
+        for _ in 0..30 {
+            // With TLS 1.3 the client learns of it at its first read.
+            if let Ok(mut wire) = Wire::connect(&vault, None).await {
+                wire.request("GET", "/v1/whoami", None).await.expect_err("an answer without a certificate");
+            }
+        }
+        let mut forged = Posted::new("{}");
+        forged.sign = Sign::OtherKey;
+        forged.send(&vault).await.expect(401);
+        let told = async |action: &str| {
+            let columns = "actor, outcome, origin, detail";
+            sql::rows(&db, &format!("SELECT {columns} FROM audit WHERE action = '{action}' ORDER BY at, seq")).await
+        };
+        let words = |row: &[Option<String>]| row.iter().map(|word| word.clone().unwrap_or_default()).collect::<Vec<_>>();
+        let rows = eventually("a row of the forgery", || async {
+            let rows = told("notification").await;
+            (!rows.is_empty()).then_some(rows)
+        })
+        .await;
+        assert_eq!(words(&rows[0]), ["peer:unknown", "refused", "127.0.0.1", "not_verified"]);
+        let rows = told("connection").await;
+        assert_eq!(words(&rows[0]), ["peer:unknown", "refused", "127.0.0.1", "no client certificate"]);
+        assert!(rows.len() < 30, "a row for each of a flood");
+        vault.finish(&[]).await;
     }
 
     /// What cannot be recorded does not happen, and is not answered.
@@ -82,9 +119,19 @@ both_engines! {
         checkout.delete(&format!("/v1/cards/{card}")).await.expect_problem(503, "unavailable");
         checkout.post("/v1/payments", &by_reference("AUDIT_3", "100", &card)).await.expect_problem(503, "unavailable");
         checkout.get("/v1/nothing").await.expect_problem(503, "unavailable");
+        // A masked read waits for no row, but there is none once the rows before it cannot be written.
+        let path = format!("/v1/cards/{card}");
+        let mut served = 0;
+        while checkout.get(&path).await.status == 200 {
+            served += 1;
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        checkout.get(&path).await.expect_problem(503, "unavailable");
         assert_eq!(vault.charges("AUDIT_3"), 0);
         sql::execute(&db, "ALTER TABLE audit_away RENAME TO audit").await;
-        checkout.get(&format!("/v1/cards/{card}")).await.expect(200);
+        eventually("reads to be recorded again", || async { (checkout.get(&path).await.status == 200).then_some(()) }).await;
+        let read = || number(&db, "SELECT COUNT(*) FROM audit WHERE action = 'read'");
+        eventually("every read to have its row", || async { (read().await == served + 1).then_some(()) }).await;
         let count = number(&db, "SELECT COUNT(*) FROM cards").await;
         assert_eq!(count, 1);
         checkout.post("/v1/payments", &by_reference("AUDIT_3", "100", &card)).await.expect(200);
@@ -114,6 +161,11 @@ both_engines! {
         let (code, said) = verify(&vault, &["--checkpoints", log]).await;
         assert_eq!(code, Some(0), "{said}");
         assert!(!said.contains(" 0 checkpoints"), "{said}");
+        let newer = |said: &str| {
+            let line = said.lines().find(|line| line.contains("newer than the newest checkpoint")).expect(said);
+            line.split(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count")
+        };
+        let before = newer(&said);
 
         let row = "chain = (SELECT chain FROM audit WHERE action = 'card.update' ORDER BY chain LIMIT 1)";
         let seq = number(&db, &format!("SELECT MAX(seq) - 2 FROM audit WHERE {row}")).await;
@@ -121,6 +173,15 @@ both_engines! {
         sql::execute(&db, "CREATE TABLE audit_copy AS SELECT * FROM audit").await;
         let newest = format!("SELECT MAX(seq) FROM audit_copy WHERE {}", row.replace("FROM audit ", "FROM audit_copy "));
         let harms = [
+            (
+                format!(
+                    "UPDATE audit SET seq = 1000000 WHERE {row} AND seq = {seq}; \
+                     UPDATE audit SET seq = {seq} WHERE {row} AND seq = {seq} + 1; \
+                     UPDATE audit SET seq = {seq} + 1 WHERE {row} AND seq = 1000000"
+                ),
+                "is not where it was written",
+                true,
+            ),
             (format!("UPDATE audit SET object = 'card_x' WHERE {row} AND seq = {seq}"), "was altered", true),
             (format!("UPDATE audit SET at = at + 1 WHERE {row} AND seq = {seq}"), "was altered", true),
             (format!("DELETE FROM audit WHERE {row} AND seq = {seq}"), "missing", true),
@@ -129,7 +190,9 @@ both_engines! {
             (format!("DELETE FROM audit WHERE {row}"), "missing", false),
         ];
         for (harm, told, alone) in harms {
-            sql::execute(&db, &harm).await;
+            for statement in harm.split("; ") {
+                sql::execute(&db, statement).await;
+            }
             let (code, said) = verify(&vault, &["--checkpoints", log]).await;
             assert!(code == Some(1) && said.contains("WRONG") && said.contains(told), "{harm}: {said}");
             // A trail that ends too early is whole in itself: that is what checkpoints are for.
@@ -147,6 +210,11 @@ both_engines! {
         assert!(code == Some(1) && said.contains("signature"), "{said}");
         assert_eq!(verify(&vault, &["--checkpoints", log]).await.0, Some(0));
         sql::execute(&db, "DROP TABLE audit_copy").await;
+        // What comes after the newest checkpoint is not vouched for, and is said not to be.
+        vault.restart().await;
+        vault.client("checkout").card(&fresh_pan()).await;
+        let (code, said) = verify(&vault, &["--checkpoints", log]).await;
+        assert!(code == Some(0) && newer(&said) > before, "{said}");
         vault.finish(&[&pan]).await;
     }
 }

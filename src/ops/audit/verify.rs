@@ -29,6 +29,10 @@ pub struct Report {
     pub open: Vec<String>,
     /// How many checkpoints were compared.
     pub checkpoints: u64,
+    /// When the newest of them was written.
+    pub newest: Option<Millis>,
+    /// Rows that are newer than it: nothing would show that such a row was cut off at its chain's end.
+    pub unproven: u64,
     /// What is wrong; nothing, where the trail is whole.
     pub findings: Vec<String>,
 }
@@ -47,6 +51,20 @@ struct Kept {
     all: Vec<Checkpoint>,
     /// The heads that any of them names: the MAC of a chain's row, and when it was said.
     heads: HashMap<(String, i64), (Vec<u8>, Millis)>,
+    /// The newest one: when it was written, and the rows that it names, by their chains.
+    newest: Option<(Millis, HashMap<String, i64>)>,
+}
+
+impl Kept {
+    /// Whether the newest checkpoint vouches for a row: by naming it or one after it, or, of a chain that was
+    /// closed long before, by its digest.
+    fn proves(&self, row: &AuditRow) -> bool {
+        let Some((at, heads)) = &self.newest else { return false };
+        match heads.get(&row.chain) {
+            Some(head) => row.seq <= *head,
+            None => row.at < closed_before(*at),
+        }
+    }
 }
 
 /// Reads the whole trail and compares it with `checkpoints`: lines of the log, or the checkpoints alone.
@@ -67,6 +85,7 @@ pub async fn verify(
     for checkpoint in &kept.all {
         compare_rest(keys, checkpoint, &closed, &mut report).await?;
     }
+    report.newest = kept.newest.map(|(at, _)| at);
     report.findings.sort();
     Ok(report)
 }
@@ -96,6 +115,7 @@ async fn walk(
         after = (last.chain.clone(), last.seq);
         for (row, mac) in &page {
             report.rows += 1;
+            report.unproven += u64::from(!kept.proves(row));
             let walked = match here.take() {
                 Some(walked) if walked.chain == row.chain => walked,
                 other => {
@@ -200,6 +220,10 @@ async fn read_checkpoints(
             continue;
         }
         report.checkpoints += 1;
+        if kept.newest.as_ref().is_none_or(|(at, _)| *at < read.at) {
+            let heads = read.heads.iter().map(|head| (head.chain.clone(), head.seq));
+            kept.newest = Some((read.at, heads.collect()));
+        }
         for head in read.heads {
             let said = kept.heads.entry((head.chain, head.seq)).or_insert((head.mac.clone(), read.at));
             if said.0 != head.mac {

@@ -16,6 +16,7 @@ use cardvault::http::notify::{self, Notify};
 use cardvault::http::pace::Pace;
 use cardvault::http::peer::Peer;
 use cardvault::http::router::{Api, router};
+use cardvault::http::sparing::Sparing;
 use cardvault::model::access::{Client, ClientPace, SanName, Scope};
 use cardvault::ops::keys::DataKeys;
 use cardvault::ops::{Policy, Vault};
@@ -124,8 +125,12 @@ impl Ground {
         let pace = Pace::new(vault.clock.instant(), vault.metrics.pace());
         let api = router(Api { vault: vault.clone(), clients: vec![client].into(), pace: Arc::new(pace) });
         let path: Arc<str> = NOTIFY_PATH.into();
-        let notify =
-            notify::router(Notify { vault: vault.clone(), signed_path: path.clone(), served_path: path });
+        let notify = notify::router(Notify {
+            vault: vault.clone(),
+            signed_path: path.clone(),
+            served_path: path,
+            forged: Arc::new(Sparing::new(1)),
+        });
         Process { id, vault, account, api, notify, world: world.clone(), warm }
     }
 
