@@ -24,6 +24,7 @@ use crate::crypto::kek::{Keks, TokenKeks};
 use crate::gateway::Gateway;
 use crate::gateway::antom::client::{self, Client};
 use crate::gateway::measured::Measured;
+use crate::gateway::patient::Patient;
 use crate::http::notify;
 use crate::http::pace::Pace;
 use crate::http::peer::not_after;
@@ -390,7 +391,9 @@ fn accounts(
             gateway(section, clock).with_context(|| format!("setting up [[gateway]] {}", section.name))?;
         let client = Arc::new(client);
         clients.push((section.name.clone(), Arc::clone(&client)));
-        accounts.insert(section.account()?, Arc::new(Measured::new(client, metrics.clone())));
+        // What is held back is no call, and is not measured.
+        let measured = Arc::new(Measured::new(client, metrics.clone()));
+        accounts.insert(section.account()?, Arc::new(Patient::new(measured, clock.clone())));
     }
     Ok((accounts, clients))
 }

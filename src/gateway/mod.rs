@@ -10,6 +10,7 @@ use crate::base::secret::SecretBuf;
 
 pub mod antom;
 pub mod measured;
+pub mod patient;
 pub mod reach;
 
 use antom::verify::{NotVerified, SignatureHeaders, VerifiedText};

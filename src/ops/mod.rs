@@ -83,7 +83,7 @@ impl Default for Policy {
             attempt_deadline: crate::base::limits::ATTEMPT_DEADLINE,
             notify_url: None,
             look_lease: Duration::from_secs(120),
-            inquiry_pauses: [1, 2, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5].map(Duration::from_secs).to_vec(),
+            inquiry_pauses: [0, 2, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5].map(Duration::from_secs).to_vec(),
         }
     }
 }

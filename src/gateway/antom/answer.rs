@@ -29,6 +29,11 @@ pub enum Reading {
 const UNSETTLED_FAILURES: &[&str] =
     &["REPEAT_REQ_INCONSISTENT", "ORDER_IS_CLOSED", "ORDER_IS_CANCELED", "ORDER_IS_CANCELLED"];
 
+/// Whether the gateway says that it is called too often.
+pub fn asks_for_fewer(answer: &Verified<'_>) -> bool {
+    Answer::read(answer).is_some_and(|read| read.code == "REQUEST_TRAFFIC_EXCEED_LIMIT")
+}
+
 /// Reads the answer to a pay call.
 pub fn read_pay(answer: &Verified<'_>, expected: &Expected<'_>) -> Reading {
     let Some(read) = Answer::read(answer) else { return Reading::Disagrees };

@@ -166,7 +166,7 @@ fn rsa_key_of_spki(spki: &[u8]) -> Option<Vec<u8>> {
 
 /// A verified text for the tests of what reads it.
 #[cfg(test)]
-pub(super) fn tests_only(text: &str) -> Verified<'_> {
+pub(in crate::gateway) fn tests_only(text: &str) -> Verified<'_> {
     Verified(text)
 }
 

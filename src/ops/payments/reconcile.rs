@@ -41,6 +41,10 @@ const ARRIVAL: Duration = Duration::from_secs(15 * 60);
 const REPEATS: Duration = Duration::from_secs(15 * 60);
 /// After so many looks in vain somebody is called.
 const ALARM_AFTER: i64 = 6;
+/// The same for a payment on which the gateway says that it works: some ten minutes.
+const ALARM_WHILE_PROCESSING: i64 = 10;
+/// How long after a payment's end one looks what has become of it.
+const AFTER_EXPIRY: Duration = Duration::from_secs(5);
 
 /// Something that is due for a look, taken for this process.
 pub enum Due {
@@ -105,7 +109,12 @@ impl Vault {
                 "a paid payment never told what its agreement, token or review waits for"
             );
         }
-        let next = gap.map(|gap| self.now().plus(gap));
+        let now = self.now();
+        let next = gap.map(|gap| now.plus(gap)).map(|next| match taken.expires_at {
+            // What ends by itself is looked at when it has.
+            Some(end) if now < end && end < next => end.plus(AFTER_EXPIRY),
+            _ => next,
+        });
         rows::release(&self.db, taken, &self.instance, next).await?;
         waits.map(|_| ())
     }
@@ -122,7 +131,17 @@ impl Vault {
                     self.send_cancel(&row).await?;
                     return Ok(Some(Waits::Outcome));
                 }
-                Ok(Some(if self.sends_buyer(&row).await? { Waits::Buyer } else { Waits::Gateway }))
+                if self.sends_buyer(&row).await? {
+                    return Ok(Some(Waits::Buyer));
+                }
+                // It is the gateway's to end, and never cancelled from here; but somebody should know.
+                if taken.looks >= ALARM_WHILE_PROCESSING {
+                    tracing::error!(
+                        alarm = true, payment = %row.payment_request_id,
+                        "the gateway is still working on a payment"
+                    );
+                }
+                Ok(Some(Waits::Gateway))
             }
             Status::Authorized => self.complete_authorized(row, verdict, asked).await,
             Status::Failed | Status::Cancelled => Ok(None),
