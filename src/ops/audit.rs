@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::base::clock::{Millis, SharedClock};
 use crate::base::ids::InstanceId;
 use crate::crypto::audit_mac::{self, BEGINNING, audit_mac};
-use crate::crypto::keyring::Purpose;
+use crate::crypto::keyring::{DataKey, Purpose};
 use crate::metrics::AuditTally;
 use crate::model::audit::{
     Actor, AuditRow, CLOSE, Entry, Head, OPEN, Outcome, Rest, checkpoint_text, rest_input,
@@ -119,7 +119,21 @@ impl Audit {
 
     /// Begins a transaction that writes, with a chain of its own.
     pub async fn begin<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
+        self.begin_with(db, self.links(keys).await?).await
+    }
+
+    /// As [`Self::begin`], with rows under a key that comes into use in this very transaction.
+    pub(super) async fn begin_under<'a>(
+        &self,
+        db: &Db,
+        keys: &'a DataKeys,
+        key: Arc<DataKey>,
+    ) -> Result<AuditedTx<'a>, OpError> {
         let links = self.links(keys).await?;
+        self.begin_with(db, Links { key: Some(key), ..links }).await
+    }
+
+    async fn begin_with<'a>(&self, db: &Db, links: Links<'a>) -> Result<AuditedTx<'a>, OpError> {
         match db.begin_write().await {
             Ok(tx) => Ok(AuditedTx { tx, links }),
             Err(error) => {
@@ -150,7 +164,7 @@ impl Audit {
             Lease { home: Arc::clone(&self.chains), chain: Some(chain), in_doubt: false, _permit: permit };
         let newest = lease.newest();
         let (here, clock, tally) = (Arc::clone(&self.here), self.clock.clone(), self.tally.clone());
-        Ok(Links { lease, newest, keys, here, clock, tally })
+        Ok(Links { lease, newest, keys, key: None, here, clock, tally })
     }
 
     /// Runs a statement that is alone in its transaction, with its audit row, in the name of the task's actor,
@@ -318,6 +332,8 @@ pub(super) struct Links<'a> {
     lease: Lease,
     newest: (i64, [u8; 32]),
     keys: &'a DataKeys,
+    /// The key of the MACs, where that is not the one in use.
+    key: Option<Arc<DataKey>>,
     here: Arc<str>,
     clock: SharedClock,
     tally: AuditTally,
@@ -340,7 +356,10 @@ impl Links<'_> {
 
     /// The chain's next row, with its MAC.
     fn chained(&mut self, actor: &Actor, entry: &Entry, at: Millis) -> Result<rows::NewRow, OpError> {
-        let key = self.keys.active(Purpose::Audit)?;
+        let key = match &self.key {
+            Some(key) => Arc::clone(key),
+            None => self.keys.active(Purpose::Audit)?,
+        };
         let (seq, before) = self.newest;
         let Some(chain) = &self.lease.chain else {
             return Err(OpError::Internal(anyhow::anyhow!("an audit chain is gone")));

@@ -100,6 +100,20 @@ impl KeyPolicy {
     }
 }
 
+/// The command that puts a new key in the place of the one in use.
+pub fn rotation_of(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Card => "keys rotate dek",
+        Purpose::Fingerprint => "keys rotate fingerprint",
+        Purpose::RequestMac => "keys rotate dek --purpose request-mac",
+        Purpose::GatewayToken => "keys rotate dek --purpose gateway-token",
+        Purpose::Audit => "keys rotate dek --purpose audit",
+        Purpose::Checkpoint => "keys rotate dek --purpose checkpoint",
+        // What canaries are for: there is no key of this purpose in use.
+        Purpose::Canary => "keys rotate kek",
+    }
+}
+
 /// A fingerprint key and the column that it fills.
 #[derive(Clone)]
 pub struct SlotKey {
@@ -213,7 +227,10 @@ impl DataKeys {
     /// A fresh data key, wrapped under the KEK in use. Nothing is stored.
     pub(super) async fn make(&self, purpose: Purpose) -> Result<MadeKey, DataKeysError> {
         let kek = Arc::clone(&self.kek);
-        if !self.kek_standing().may_seal() {
+        // Where the audit key is over too, the rotation of the KEK could not be recorded: it waits for the
+        // audit key, so that one cannot wait for it, and is wrapped anew with all others soon.
+        let first = purpose == Purpose::Audit && self.is_over(purpose);
+        if !first && !self.kek_standing().may_seal() {
             return Err(DataKeysError::KekExpired(kek.kek_id()));
         }
         apart(move || {
@@ -235,11 +252,17 @@ impl DataKeys {
             return Ok(key);
         }
         Err(OpError::Unavailable(anyhow::anyhow!(
-            "the {} key {} may not be used ({}); run `cardvault keys rotate`",
+            "the {} key {} may not be used ({}); run `cardvault {}`",
             purpose.as_str(),
             key.id(),
-            standing.words()
+            standing.words(),
+            rotation_of(purpose)
         )))
+    }
+
+    /// Whether the key in use of a purpose may not be used any more.
+    fn is_over(&self, purpose: Purpose) -> bool {
+        self.ring.active(purpose).is_ok_and(|key| !self.standing(&key).may_seal())
     }
 
     /// Where a key stands; what this process used it for and did not report yet is counted.

@@ -120,15 +120,15 @@ pub async fn insert_first_key(db: &Db, key: &NewKey<'_>) -> Result<bool, StoreEr
     Ok(db.execute(SQL, &key.args()).await? == 1)
 }
 
-/// Puts a new active key in the place of `old`, which only opens from now on; `false` where `old` is not
-/// active any more.
-pub async fn rotate_key(db: &Db, old: &DekId, key: &NewKey<'_>) -> Result<bool, StoreError> {
-    let mut tx = db.begin_write().await?;
-    let done = retire(&mut tx, old, key.now).await? && {
-        const SQL: &str = insert!("ON CONFLICT DO NOTHING");
-        tx.execute(SQL, &key.args()).await? == 1
-    };
-    end(tx, done).await
+/// Puts a new active key in the place of `old`, which only opens from now on, with a new epoch; `false` where
+/// `old` is not active any more: then the transaction is to be taken back.
+pub async fn rotate_key(tx: &mut Tx, old: &DekId, key: &NewKey<'_>) -> Result<bool, StoreError> {
+    const SQL: &str = insert!("ON CONFLICT DO NOTHING");
+    let done = retire(tx, old, key.now).await? && tx.execute(SQL, &key.args()).await? == 1;
+    if done {
+        raise_epoch_in(tx).await?;
+    }
+    Ok(done)
 }
 
 /// Stores a key that shall be active later; `false` where its purpose has one already.

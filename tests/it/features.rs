@@ -10,7 +10,7 @@ const VECTORS: &str = include_str!("../vectors/antom/s2s_pay_requests.json");
 /// The scheme's id that the vectors continue.
 const CHAIN: &str = "sampleNetworkTransactionId123456";
 
-fn scenario(name: &str, id: &str) -> Value {
+pub(crate) fn scenario(name: &str, id: &str) -> Value {
     let vectors: Value = serde_json::from_str(VECTORS).expect("vectors");
     let all = vectors["scenarios"].as_array().expect("scenarios").clone();
     let mut found = all.into_iter().find(|scenario| scenario["name"] == name).expect(name)["body"].take();

@@ -35,7 +35,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if done == Destroyed::Now {
         super::note(&admin, "keys.destroy", &args.key, "done").await?;
     }
-    admin.db.close().await;
+    admin.end().await;
     match done {
         Destroyed::Would => println!("nothing needs {}; without --dry-run it would be destroyed", args.key),
         Destroyed::Before => println!("{} was destroyed before, or never in this keyring", args.key),

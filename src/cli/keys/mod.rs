@@ -17,13 +17,10 @@ use anyhow::Context;
 
 use crate::app::{self, open_database};
 use crate::base::clock::{Clock, SharedClock, SystemClock};
-use crate::base::ids::InstanceId;
 use crate::config::{self, Config};
 use crate::crypto::kek::file;
-use crate::crypto::keyring::Purpose;
-use crate::metrics::AuditTally;
 use crate::model::audit::{Actor, Entry};
-use crate::ops::audit::{Audit, acting, origin};
+use crate::ops::audit::{acting, origin};
 use crate::ops::rotation::Admin;
 use crate::telemetry;
 
@@ -68,6 +65,11 @@ pub struct Common {
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
+    let user = format!("uid-{}", rustix::process::getuid().as_raw());
+    acting(Actor::at_console(&user, origin()), done(command)).await
+}
+
+async fn done(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init { keyring } => {
             file::create_new(&keyring, &file::generate(SystemClock.now())?)?;
@@ -130,17 +132,8 @@ async fn open(common: &Common, make: bool) -> anyhow::Result<(Config, Admin)> {
 /// Records in the audit trail what is about to be done to a key, or was done: a command that cannot be
 /// recorded does nothing (PCI DSS 10.2.1.2).
 async fn note(admin: &Admin, action: &'static str, object: &str, detail: &str) -> anyhow::Result<()> {
-    if admin.keys.of_purpose(Purpose::Audit).is_empty() {
+    if !admin.has_trail() {
         eprintln!("cardvault: the vault was never started and has no audit trail yet; this is not recorded");
-        return Ok(());
     }
-    let audit = Audit::new(InstanceId::make()?, admin.clock.clone(), AuditTally::default());
-    let user = format!("uid-{}", rustix::process::getuid().as_raw());
-    acting(Actor::at_console(&user, origin()), async {
-        audit.note_alone(&admin.db, &admin.keys, &Entry::done(action, object).with(detail)).await?;
-        audit.close(&admin.db, &admin.keys).await;
-        anyhow::Ok(())
-    })
-    .await
-    .context("recording this in the audit trail")
+    admin.note(&Entry::done(action, object).with(detail)).await.context("recording this in the audit trail")
 }

@@ -42,7 +42,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     shown.end();
     let done = done?;
     super::note(&admin, "keys.reencrypt", "card", &format!("done; moved {} rows", done.moved)).await?;
-    admin.db.close().await;
+    admin.end().await;
     if args.json {
         println!(
             "{}",

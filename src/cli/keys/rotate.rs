@@ -126,7 +126,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 async fn would(common: &Common, purpose: &str) -> anyhow::Result<()> {
     let (_, admin) = super::admin(common).await?;
     let status = admin.status().await?;
-    admin.db.close().await;
+    admin.end().await;
     let begun = status
         .keys
         .iter()
@@ -178,7 +178,7 @@ async fn kek(
     bring_to_server(&config, &for_servers).await;
     let done = admin.finish_kek(begun).await?;
     super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
-    admin.db.close().await;
+    admin.end().await;
     if done.finished_earlier {
         println!("finished the rotation that had been begun");
     }
@@ -211,10 +211,9 @@ async fn bring_to_server(config: &Config, shares: &[SecretText]) {
 
 async fn dek(common: &Common, purpose: Purpose) -> anyhow::Result<()> {
     let (_, admin) = super::opened(common).await?;
-    super::note(&admin, "keys.rotate", purpose.as_str(), "begun").await?;
-    let done = admin.rotate_data_key(purpose).await?;
-    super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
-    admin.db.close().await;
+    let done = admin.rotate_data_key(purpose).await;
+    admin.end().await;
+    let done = done?;
     println!("{} seals from now on; {} only opens", done.new, done.old);
     if matches!(purpose, Purpose::Card | Purpose::GatewayToken) {
         println!("next: cardvault keys reencrypt");
@@ -230,7 +229,7 @@ async fn fingerprint(common: &Common, pace: Pace, json: bool) -> anyhow::Result<
     shown.end();
     let done = done?;
     super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
-    admin.db.close().await;
+    admin.end().await;
     if json {
         let (old, new) = (done.old.as_str(), done.new.as_str());
         println!("{}", serde_json::json!({ "event": "done", "old": old, "new": new }));

@@ -36,7 +36,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .split_kek(shares, threshold, &mut |kek, made| custodians::keep(kek, made, out.as_deref(), threshold))
         .await?;
     super::note(&admin, "keys.split", kek.as_str(), "done").await?;
-    admin.db.close().await;
+    admin.end().await;
     eprintln!(
         "{kek} is split: any {threshold} of {shares} shares rebuild it, which was tried with every share. The \
          keyring does not hold the key any more; copies of the keyring from before do, so destroy them. Shares of \
@@ -51,7 +51,7 @@ pub async fn combine(args: CombineArgs) -> anyhow::Result<()> {
     super::note(&admin, "keys.combine", "kek", "begun").await?;
     let kek = admin.combine_kek().await?;
     super::note(&admin, "keys.combine", kek.as_str(), "done").await?;
-    admin.db.close().await;
+    admin.end().await;
     eprintln!("{kek} is in the keyring file again: whoever reads the file can open every card");
     Ok(())
 }

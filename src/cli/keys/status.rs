@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use crate::app::gateway_keys;
 use crate::base::clock::Millis;
+use crate::crypto::keyring::Purpose;
+use crate::ops::keys::rotation_of;
 use crate::ops::rotation::status::{KeyStatus, Status};
 
 use super::Common;
@@ -43,16 +45,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         println!("  {} on {}, alive {ago} s ago{behind}", server.instance, server.host);
     }
     for (key, standing) in status.due() {
-        let command = match key.purpose.as_str() {
-            "kek" => "kek",
-            "fingerprint" => "fingerprint",
-            "request_mac" => "dek --purpose request-mac",
-            "gateway_token" => "dek --purpose gateway-token",
-            "audit" => "dek --purpose audit",
-            "checkpoint" => "dek --purpose checkpoint",
-            _ => "dek",
-        };
-        println!("WARNING {}: {}; run `cardvault keys rotate {command}`", key.id, standing.words());
+        let command = Purpose::parse(&key.purpose).map_or("keys rotate kek", rotation_of);
+        println!("WARNING {}: {}; run `cardvault {command}`", key.id, standing.words());
     }
     Ok(())
 }

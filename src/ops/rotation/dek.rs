@@ -1,7 +1,10 @@
 //! A new data key: it seals from now on, and the old one only opens.
 
+use std::sync::Arc;
+
 use crate::base::ids::DekId;
 use crate::crypto::keyring::{KeyState, Purpose};
+use crate::model::audit::Entry;
 use crate::store::keys::{NewKey, list_keys, rotate_key};
 
 use super::{Admin, RotationError};
@@ -19,11 +22,16 @@ impl Admin {
     /// Makes a new active key for `purpose`. Where somebody else does so at the same moment, theirs is
     /// taken: one rotation was asked for, and one is made.
     pub async fn rotate_data_key(&self, purpose: Purpose) -> Result<Rotated, RotationError> {
+        if purpose != Purpose::Audit {
+            self.can_record()?;
+        }
         let old = self.active_id(purpose).await?;
         let made = self.keys.make(purpose).await?;
         let now = self.clock.now();
+        let key = Arc::new(made.key);
+        let new = key.id().clone();
         let row = NewKey {
-            id: made.key.id(),
+            id: &new,
             purpose: purpose.as_str(),
             state: KeyState::Active.as_str(),
             kek_id: &made.kek,
@@ -32,10 +40,19 @@ impl Admin {
             slot: 0,
             now,
         };
-        if rotate_key(&self.db, &old, &row).await? {
-            return Ok(Rotated { old, new: made.key.id().clone() });
+        // An audit key that is over makes no row: the first row of the new one tells that it came.
+        let mut tx = match purpose {
+            Purpose::Audit => self.audit.begin_under(&self.db, &self.keys, key).await?,
+            _ => self.begin().await?,
+        };
+        if !rotate_key(&mut tx, &old, &row).await? {
+            tx.rollback().await?;
+            return Ok(Rotated { old, new: self.active_id(purpose).await? });
         }
-        Ok(Rotated { old, new: self.active_id(purpose).await? })
+        let what = format!("the {} key; before it {old}", purpose.as_str());
+        tx.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;
+        tx.commit().await?;
+        Ok(Rotated { old, new })
     }
 
     pub(super) async fn active_id(&self, purpose: Purpose) -> Result<DekId, RotationError> {

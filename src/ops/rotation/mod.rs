@@ -15,11 +15,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::clock::{Millis, SharedClock};
+use crate::base::ids::InstanceId;
 use crate::crypto::kek::file::KeyFileError;
 use crate::crypto::kek::{KekProvider, Keks};
+use crate::crypto::keyring::Purpose;
+use crate::metrics::AuditTally;
+use crate::model::audit::Entry;
 use crate::store::backend::{Db, StoreError};
 use crate::store::replicas::{self, Replica};
 
+use super::audit::{Audit, AuditedTx};
 use super::error::OpError;
 use super::keys::{DataKeys, DataKeysError, KeyPolicy};
 use super::patience::{AGAIN, PATIENCE};
@@ -71,6 +76,8 @@ pub struct Admin {
     pub keks: Arc<Keks>,
     /// The data keys.
     pub keys: DataKeys,
+    /// The audit trail, as this command writes it.
+    pub audit: Audit,
     /// Time.
     pub clock: SharedClock,
     /// How long keys may seal.
@@ -90,7 +97,52 @@ impl Admin {
     ) -> Result<Self, RotationError> {
         let provider: Arc<dyn KekProvider> = keks.clone();
         let keys = DataKeys::closed(db.clone(), provider, clock, policy)?;
-        Ok(Self { db, keks, keys, clock: clock.clone(), policy, patience })
+        let instance = InstanceId::make().map_err(|error| DataKeysError::Make(error.into()))?;
+        let audit = Audit::new(instance, clock.clone(), AuditTally::default());
+        Ok(Self { db, keks, keys, audit, clock: clock.clone(), policy, patience })
+    }
+
+    /// Whether there is an audit trail to write to: a vault that was never started has none.
+    pub fn has_trail(&self) -> bool {
+        !self.keys.of_purpose(Purpose::Audit).is_empty()
+    }
+
+    /// Refuses where the audit key is over: what cannot be recorded is not begun.
+    fn can_record(&self) -> Result<(), RotationError> {
+        if self.has_trail() {
+            self.keys.active(Purpose::Audit)?;
+        }
+        Ok(())
+    }
+
+    /// Records something that is no part of a transaction, where there is a trail.
+    pub async fn note(&self, entry: &Entry) -> Result<(), RotationError> {
+        if self.has_trail() {
+            self.audit.note_alone(&self.db, &self.keys, entry).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins a transaction whose effects are audited.
+    async fn begin(&self) -> Result<AuditedTx<'_>, RotationError> {
+        Ok(self.audit.begin(&self.db, &self.keys).await?)
+    }
+
+    /// Closes what this command wrote of the trail, reports what it used the keys for, and leaves the database.
+    pub async fn end(&self) {
+        if !self.keys.are_closed() {
+            let ended = async {
+                // The audit key may be another one by now.
+                self.keys.follow().await?;
+                self.audit.close(&self.db, &self.keys).await;
+                self.keys.report_uses().await
+            };
+            if let Err(error) = ended.await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "what the keys were used for was not reported");
+            }
+        }
+        self.db.close().await;
     }
 
     /// The servers that are alive.

@@ -2,6 +2,7 @@
 //! what was cut off is finished by running it again.
 
 mod custodians;
+mod ends;
 mod figures;
 mod fingerprint;
 mod gateway;
@@ -56,6 +57,17 @@ fn id(status: &Value, purpose: &str, state: &str) -> String {
 /// How many data keys a vault has of which none was rotated.
 fn data_keys() -> u64 {
     u64::try_from(cardvault::crypto::keyring::Purpose::ALL.len()).expect("a few")
+}
+
+/// Makes the KEK older than its cryptoperiod.
+fn age_kek(vault: &TestVault) {
+    let keyring = &vault.config.keys.keyring;
+    let text = std::fs::read_to_string(keyring).expect("the keyring");
+    let old = |line: &str| match line.starts_with("created") {
+        true => "created = \"2024-01-01T00:00:00Z\"\n".to_owned(),
+        false => format!("{line}\n"),
+    };
+    std::fs::write(keyring, text.lines().map(old).collect::<String>()).expect("the keyring");
 }
 
 /// How many rows need a key.

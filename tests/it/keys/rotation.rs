@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use super::traffic::{Traffic, assert_whole};
-use super::{assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
+use super::{age_kek, assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
 use crate::support::vault::{TestVault, fresh_pan};
 use crate::support::{Database, Engine, sql};
 
@@ -267,13 +267,7 @@ both_engines! {
         let mut vault = TestVault::start(&db).await;
         let pan = fresh_pan();
         let card = vault.client("checkout").card(&pan).await;
-        let keyring = vault.config.keys.keyring.clone();
-        let old: String = std::fs::read_to_string(&keyring)
-            .unwrap()
-            .lines()
-            .map(|line| if line.starts_with("created") { "created = \"2024-01-01T00:00:00Z\"\n".to_owned() } else { format!("{line}\n") })
-            .collect();
-        std::fs::write(&keyring, old).unwrap();
+        age_kek(&vault);
         vault.restart().await;
         assert_eq!(vault.client("checkout").card(&pan).await, card);
         let said = keys(&vault, &["status"]).await;
