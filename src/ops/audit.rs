@@ -289,11 +289,7 @@ impl Audit {
                     tx.links.lease.chain = None;
                     return Ok(tx.rollback().await?);
                 }
-                let closing = Entry { action: CLOSE, object: None, outcome: Outcome::Done, detail: None };
-                let at = self.clock.now();
-                let row = tx.links.chained(&Actor::vault(), &closing, at)?;
-                rows::insert_rows(&mut tx.tx, &[row]).await?;
-                Ok::<_, OpError>(tx.close().await?)
+                tx.commit_last().await
             };
             if let Err(error) = closed.await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "an audit chain was not closed");
@@ -462,8 +458,11 @@ impl AuditedTx<'_> {
         self.finish().await.map(|_| ())
     }
 
-    /// Commits, and uses the chain no more.
-    async fn close(self) -> Result<(), StoreError> {
+    /// Writes the closing row of the chain too, commits, and uses the chain no more.
+    pub(super) async fn commit_last(mut self) -> Result<(), OpError> {
+        let closing = Entry { action: CLOSE, object: None, outcome: Outcome::Done, detail: None };
+        let row = self.links.chained(&Actor::vault(), &closing, self.links.clock.now())?;
+        rows::insert_rows(&mut self.tx, &[row]).await?;
         self.finish().await?.chain = None;
         Ok(())
     }

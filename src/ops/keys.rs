@@ -18,12 +18,14 @@ use crate::base::sealed::Sealed;
 use crate::crypto::envelope::{self, OpenError};
 use crate::crypto::kek::{KekProvider, WrapError};
 use crate::crypto::keyring::{DataKey, KeyState, Keyring, KeyringError, Purpose, make_data_key};
-use crate::metrics::KeyFacts;
+use crate::metrics::{AuditTally, KeyFacts};
+use crate::model::audit::Entry;
 use crate::model::key_life::{Life, Standing};
 use crate::store::backend::{Db, StoreError};
 use crate::store::keys::{KeyRow, NewKey, add_uses, epoch, find_key, insert_first_key, list_keys};
 use crate::store::replicas::{self, Beat};
 
+use super::audit::Audit;
 use super::error::OpError;
 
 /// Why the data keys cannot be used.
@@ -44,6 +46,16 @@ pub enum DataKeysError {
     /// The rows contradict each other.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
+    /// The audit key's time is over, or it is destroyed: a key that is missing cannot be made, because that could
+    /// not be recorded.
+    #[error(
+        "the audit key {0} may not be used, so that the making of a data key could not be recorded; run \
+         `cardvault keys rotate dek --purpose audit` first"
+    )]
+    AuditOver(DekId),
+    /// The making of a key could not be recorded in the audit trail.
+    #[error("the making of the data keys cannot be recorded in the audit trail")]
+    Unrecorded(#[source] Box<OpError>),
     /// The work was cut off.
     #[error("a key could not be unwrapped: the work was cut off")]
     CutOff,
@@ -180,13 +192,7 @@ impl DataKeys {
 
     /// Makes what is missing, and unwraps everything.
     pub async fn open(&self) -> Result<(), DataKeysError> {
-        for purpose in Purpose::ALL {
-            let rows = list_keys(&self.db).await?;
-            let active = KeyState::Active.as_str();
-            if !rows.iter().any(|row| row.purpose == purpose.as_str() && row.state == active) {
-                self.make_first(purpose).await?;
-            }
-        }
+        while !self.make_missing().await? {}
         self.look().await
     }
 
@@ -205,23 +211,63 @@ impl DataKeys {
         self.view.load().epoch == 0
     }
 
-    async fn make_first(&self, purpose: Purpose) -> Result<(), DataKeysError> {
-        let new = self.make(purpose).await?;
-        let now = self.clock.now();
-        let row = NewKey {
-            id: new.key.id(),
-            purpose: purpose.as_str(),
-            state: KeyState::Active.as_str(),
-            kek_id: &new.kek,
-            wrapped: &new.wrapped,
-            expires_at: now.plus(self.policy.period(purpose)),
-            slot: 0,
-            now,
-        };
-        if insert_first_key(&self.db, &row).await? {
-            tracing::info!(key = %new.key.id(), purpose = purpose.as_str(), "made a data key");
+    /// Makes the first key of each purpose that has none, in one transaction with the rows that tell of it;
+    /// `false` where somebody else did so at the same moment, and what is missing has to be looked at again.
+    async fn make_missing(&self) -> Result<bool, DataKeysError> {
+        let mut active = list_keys(&self.db).await?;
+        active.retain(|row| row.state == KeyState::Active.as_str());
+        let has = |purpose: Purpose| active.iter().position(|row| row.purpose == purpose.as_str());
+        let mut made = Vec::new();
+        for purpose in Purpose::ALL.into_iter().filter(|purpose| has(*purpose).is_none()) {
+            let MadeKey { key, kek, wrapped } = self.make(purpose).await?;
+            made.push((Arc::new(key), kek, wrapped));
         }
-        Ok(())
+        if made.is_empty() {
+            return Ok(true);
+        }
+        let now = self.clock.now();
+        // A new vault's audit key is among them, and its first rows tell of it and of the others.
+        let of_rows =
+            match (made.iter().find(|(key, ..)| key.purpose() == Purpose::Audit), has(Purpose::Audit)) {
+                (None, Some(place)) => {
+                    let row = active.swap_remove(place);
+                    let (id, over) = (row.id.clone(), !self.policy.life(&row, 0).standing(now).may_seal());
+                    match self.unwrap(row).await? {
+                        Some((key, _)) if !over => Arc::new(key),
+                        _ => return Err(DataKeysError::AuditOver(id)),
+                    }
+                }
+                (Some((key, ..)), _) => Arc::clone(key),
+                (None, None) => return Err(KeyringError::NoActiveKey(Purpose::Audit).into()),
+            };
+        let unrecorded = |error: OpError| DataKeysError::Unrecorded(Box::new(error));
+        let instance = InstanceId::make().map_err(|error| DataKeysError::Make(error.into()))?;
+        let audit = Audit::new(instance, self.clock.clone(), AuditTally::default());
+        let mut tx = audit.begin_under(&self.db, self, of_rows).await.map_err(unrecorded)?;
+        for (key, kek, wrapped) in &made {
+            let purpose = key.purpose();
+            let row = NewKey {
+                id: key.id(),
+                purpose: purpose.as_str(),
+                state: KeyState::Active.as_str(),
+                kek_id: kek,
+                wrapped,
+                expires_at: now.plus(self.policy.period(purpose)),
+                slot: 0,
+                now,
+            };
+            if !insert_first_key(&mut tx, &row).await? {
+                tx.rollback().await?;
+                return Ok(false);
+            }
+            let entry = Entry::done("keys.make", key.id().as_str());
+            tx.note(&entry.with(format!("the first {} key", purpose.as_str()))).await.map_err(unrecorded)?;
+        }
+        tx.commit_last().await.map_err(unrecorded)?;
+        for (key, ..) in &made {
+            tracing::info!(key = %key.id(), purpose = key.purpose().as_str(), "made a data key");
+        }
+        Ok(true)
     }
 
     /// A fresh data key, wrapped under the KEK in use. Nothing is stored.

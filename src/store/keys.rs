@@ -114,10 +114,11 @@ impl NewKey<'_> {
     }
 }
 
-/// Stores the first key of a purpose; `false` where it has an active one already.
-pub async fn insert_first_key(db: &Db, key: &NewKey<'_>) -> Result<bool, StoreError> {
+/// Stores the first key of a purpose, with a new epoch; `false` where it has an active one already.
+pub async fn insert_first_key(tx: &mut Tx, key: &NewKey<'_>) -> Result<bool, StoreError> {
     const SQL: &str = insert!("ON CONFLICT (purpose) WHERE state = 'active' DO NOTHING");
-    Ok(db.execute(SQL, &key.args()).await? == 1)
+    let done = tx.execute(SQL, &key.args()).await? == 1;
+    with_epoch(tx, done).await
 }
 
 /// Puts a new active key in the place of `old`, which only opens from now on, with a new epoch; `false` where
@@ -125,26 +126,22 @@ pub async fn insert_first_key(db: &Db, key: &NewKey<'_>) -> Result<bool, StoreEr
 pub async fn rotate_key(tx: &mut Tx, old: &DekId, key: &NewKey<'_>) -> Result<bool, StoreError> {
     const SQL: &str = insert!("ON CONFLICT DO NOTHING");
     let done = retire(tx, old, key.now).await? && tx.execute(SQL, &key.args()).await? == 1;
-    if done {
-        raise_epoch_in(tx).await?;
-    }
-    Ok(done)
+    with_epoch(tx, done).await
 }
 
-/// Stores a key that shall be active later; `false` where its purpose has one already.
-pub async fn announce_key(db: &Db, key: &NewKey<'_>) -> Result<bool, StoreError> {
-    let mut tx = db.begin_write().await?;
+/// Stores a key that shall be active later, with a new epoch; `false` where its purpose has one already.
+pub async fn announce_key(tx: &mut Tx, key: &NewKey<'_>) -> Result<bool, StoreError> {
     const SQL: &str = insert!("ON CONFLICT (purpose) WHERE state = 'next' DO NOTHING");
     let done = tx.execute(SQL, &key.args()).await? == 1;
-    end(tx, done).await
+    with_epoch(tx, done).await
 }
 
-/// Makes the announced key active in the place of `old`; `false` where that is not how they stand.
-pub async fn promote_key(db: &Db, old: &DekId, next: &DekId, now: Millis) -> Result<bool, StoreError> {
+/// Makes the announced key active in the place of `old`, with a new epoch; `false` where that is not how they
+/// stand: then the transaction is to be taken back.
+pub async fn promote_key(tx: &mut Tx, old: &DekId, next: &DekId, now: Millis) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE data_keys SET state = 'active' WHERE id = $1 AND state = 'next'";
-    let mut tx = db.begin_write().await?;
-    let done = retire(&mut tx, old, now).await? && tx.execute(SQL, &[Arg::Text(next.as_str())]).await? == 1;
-    end(tx, done).await
+    let done = retire(tx, old, now).await? && tx.execute(SQL, &[Arg::Text(next.as_str())]).await? == 1;
+    with_epoch(tx, done).await
 }
 
 async fn retire(tx: &mut Tx, id: &DekId, now: Millis) -> Result<bool, StoreError> {
@@ -153,25 +150,21 @@ async fn retire(tx: &mut Tx, id: &DekId, now: Millis) -> Result<bool, StoreError
     Ok(tx.execute(SQL, &[Arg::Text(id.as_str()), Arg::Int(now.0)]).await? == 1)
 }
 
-/// Commits what was done, with a new epoch, or takes it back.
-async fn end(mut tx: Tx, done: bool) -> Result<bool, StoreError> {
-    if !done {
-        tx.rollback().await?;
-        return Ok(false);
+/// Begins a new epoch where something was done.
+async fn with_epoch(tx: &mut Tx, done: bool) -> Result<bool, StoreError> {
+    if done {
+        raise_epoch_in(tx).await?;
     }
-    raise_epoch_in(&mut tx).await?;
-    tx.commit().await?;
-    Ok(true)
+    Ok(done)
 }
 
-/// Takes away a key that only opens: its wrapped bytes go, its row stays. `false` where it is not such a
-/// key. The caller has made sure that nothing needs it.
-pub async fn destroy_key(db: &Db, id: &DekId, now: Millis) -> Result<bool, StoreError> {
+/// Takes away a key that only opens: its wrapped bytes go, its row stays, and a new epoch begins. `false` where
+/// it is not such a key. The caller has made sure that nothing needs it.
+pub async fn destroy_key(tx: &mut Tx, id: &DekId, now: Millis) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE data_keys SET state = 'destroyed', wrapped = NULL, destroyed_at = $2 \
          WHERE id = $1 AND state = 'decrypt_only'";
-    let mut tx = db.begin_write().await?;
     let done = tx.execute(SQL, &[Arg::Text(id.as_str()), Arg::Int(now.0)]).await? == 1;
-    end(tx, done).await
+    with_epoch(tx, done).await
 }
 
 /// Has the engine overwrite what it still keeps of rows that were changed: SQLite's log, PostgreSQL's dead
@@ -190,26 +183,11 @@ pub async fn sweep_old_rows(db: &Db) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Puts a key that is wrapped under another KEK in the place of what was read; `false` where the row has
-/// changed since.
-pub async fn rewrap_key(db: &Db, row: &KeyRow, kek_id: &KekId, wrapped: &[u8]) -> Result<bool, StoreError> {
+/// Puts keys that are wrapped under another KEK in the place of what was read; how many were still as they were
+/// read.
+pub async fn rewrap_keys(tx: &mut Tx, kek_id: &KekId, rows: &[(KeyRow, Vec<u8>)]) -> Result<u64, StoreError> {
     const SQL: &str = "UPDATE data_keys SET kek_id = $2, wrapped = $3 \
          WHERE id = $1 AND kek_id = $4 AND wrapped = $5";
-    let args = [
-        Arg::Text(row.id.as_str()),
-        Arg::Text(kek_id.as_str()),
-        Arg::Bytes(wrapped),
-        Arg::Text(row.kek_id.as_str()),
-        Arg::BytesOrNull(row.wrapped.as_deref()),
-    ];
-    Ok(db.execute(SQL, &args).await? == 1)
-}
-
-/// As [`rewrap_key`], for many keys in one transaction; how many were as they were read.
-pub async fn rewrap_keys(db: &Db, kek_id: &KekId, rows: &[(KeyRow, Vec<u8>)]) -> Result<u64, StoreError> {
-    const SQL: &str = "UPDATE data_keys SET kek_id = $2, wrapped = $3 \
-         WHERE id = $1 AND kek_id = $4 AND wrapped = $5";
-    let mut tx = db.begin_write().await?;
     let mut done = 0;
     for (row, wrapped) in rows {
         let args = [
@@ -221,7 +199,6 @@ pub async fn rewrap_keys(db: &Db, kek_id: &KekId, rows: &[(KeyRow, Vec<u8>)]) ->
         ];
         done += tx.execute(SQL, &args).await?;
     }
-    tx.commit().await?;
     Ok(done)
 }
 
@@ -244,7 +221,8 @@ pub async fn raise_epoch(db: &Db) -> Result<(), StoreError> {
     db.execute(RAISE, &[]).await.map(|_| ())
 }
 
-async fn raise_epoch_in(tx: &mut Tx) -> Result<(), StoreError> {
+/// As [`raise_epoch`], in a transaction.
+pub async fn raise_epoch_in(tx: &mut Tx) -> Result<(), StoreError> {
     tx.execute(RAISE, &[]).await.map(|_| ())
 }
 

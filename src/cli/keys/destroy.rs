@@ -16,26 +16,33 @@ pub struct Args {
     dry_run: bool,
 }
 
+/// The key that is named.
+enum Key {
+    Data(DekId),
+    Kek(KekId),
+}
+
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    let key = match (DekId::parse(&args.key), KekId::parse(&args.key)) {
+        (Some(id), _) => Key::Data(id),
+        (None, Some(id)) => Key::Kek(id),
+        (None, None) => anyhow::bail!(
+            "a key's name is `dek_` or `kek_` and 32 characters; `cardvault keys status` lists them"
+        ),
+    };
     let (_, admin) =
         if args.dry_run { super::admin(&args.common).await? } else { super::opened(&args.common).await? };
-    let named = DekId::parse(&args.key).is_some() || KekId::parse(&args.key).is_some();
-    if named && !args.dry_run {
-        super::note(&admin, "keys.destroy", &args.key, "begun").await?;
-    }
-    let done = match (DekId::parse(&args.key), KekId::parse(&args.key)) {
-        (Some(id), _) => admin.destroy_data_key(&id, args.dry_run).await?,
-        (None, Some(id)) => admin.destroy_kek(&id, args.dry_run).await?,
-        (None, None) => {
-            anyhow::bail!(
-                "a key's name is `dek_` or `kek_` and 32 characters; `cardvault keys status` lists them"
-            )
-        }
+    let done = match key {
+        Key::Data(id) => admin.destroy_data_key(&id, args.dry_run).await,
+        Key::Kek(id) => admin.destroy_kek(&id, args.dry_run).await,
     };
-    if done == Destroyed::Now {
-        super::note(&admin, "keys.destroy", &args.key, "done").await?;
-    }
-    admin.end().await;
+    let done = match args.dry_run {
+        true => {
+            admin.db.close().await;
+            done?
+        }
+        false => super::ended(&admin, "keys.destroy", &args.key, done).await?,
+    };
     match done {
         Destroyed::Would => println!("nothing needs {}; without --dry-run it would be destroyed", args.key),
         Destroyed::Before => println!("{} was destroyed before, or never in this keyring", args.key),

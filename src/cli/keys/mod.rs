@@ -65,8 +65,12 @@ pub struct Common {
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
-    let user = format!("uid-{}", rustix::process::getuid().as_raw());
-    acting(Actor::at_console(&user, origin()), done(command)).await
+    acting(console(), done(command)).await
+}
+
+/// Who runs this command.
+fn console() -> Actor {
+    Actor::at_console(&format!("uid-{}", rustix::process::getuid().as_raw()), origin())
 }
 
 async fn done(command: Command) -> anyhow::Result<()> {
@@ -116,7 +120,8 @@ async fn open(common: &Common, make: bool) -> anyhow::Result<(Config, Admin)> {
     let (config, admin) = admin(common).await?;
     let mut custodians = custodians::Custodians::new(&admin, &common.share_file);
     loop {
-        let opened = if make { admin.keys.open().await } else { admin.keys.open_only().await };
+        let opened =
+            if make { acting(console(), admin.keys.open()).await } else { admin.keys.open_only().await };
         let Err(error) = opened else { return Ok((config, admin)) };
         match error.sealed() {
             Some(kek) => custodians.collect(kek)?,
@@ -129,11 +134,32 @@ async fn open(common: &Common, make: bool) -> anyhow::Result<(Config, Admin)> {
     }
 }
 
-/// Records in the audit trail what is about to be done to a key, or was done: a command that cannot be
-/// recorded does nothing (PCI DSS 10.2.1.2).
+/// Records in the audit trail what is no part of a transaction: a command that cannot be recorded does nothing
+/// (PCI DSS 10.2.1.2).
 async fn note(admin: &Admin, action: &'static str, object: &str, detail: &str) -> anyhow::Result<()> {
+    admin.note(&Entry::done(action, object).with(detail)).await.context("recording this in the audit trail")
+}
+
+/// Ends a command. What was done has its row already, in the transaction of its effect; what was refused or has
+/// failed gets one here.
+async fn ended<T, E: Into<anyhow::Error>>(
+    admin: &Admin,
+    action: &'static str,
+    object: &str,
+    done: Result<T, E>,
+) -> anyhow::Result<T> {
+    let done = done.map_err(Into::into);
+    if let Err(error) = &done
+        && let Err(why) = admin.note(&Entry::refused(action, error.to_string()).about(object)).await
+    {
+        eprintln!(
+            "cardvault: that this was refused is not in the audit trail: {:#}",
+            anyhow::Error::from(why)
+        );
+    }
     if !admin.has_trail() {
         eprintln!("cardvault: the vault was never started and has no audit trail yet; this is not recorded");
     }
-    admin.note(&Entry::done(action, object).with(detail)).await.context("recording this in the audit trail")
+    admin.end().await;
+    done
 }

@@ -40,9 +40,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut shown = Shown::new(args.json);
     let done = admin.reencrypt(pace, &mut |progress| shown.step(progress)).await;
     shown.end();
-    let done = done?;
-    super::note(&admin, "keys.reencrypt", "card", &format!("done; moved {} rows", done.moved)).await?;
-    admin.end().await;
+    if let Ok(done) = &done {
+        super::note(&admin, "keys.reencrypt", "card", &format!("done; moved {} rows", done.moved)).await?;
+    }
+    let done = super::ended(&admin, "keys.reencrypt", "card", done).await?;
     if args.json {
         println!(
             "{}",

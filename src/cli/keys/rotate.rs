@@ -11,7 +11,8 @@ use crate::base::secret::SecretText;
 use crate::config::Config;
 use crate::crypto::kek::shares::Share;
 use crate::crypto::keyring::Purpose;
-use crate::ops::rotation::kek::Target;
+use crate::ops::rotation::Admin;
+use crate::ops::rotation::kek::{KekRotated, Target};
 use crate::ops::rotation::reencrypt::Pace;
 
 use super::Common;
@@ -161,24 +162,8 @@ async fn kek(
         (Some(Provider::Split), None, Target::Split { .. }) | (None, None, _) => present,
         (Some(Provider::Split), None, _) => bail!("--to split needs --shares and --threshold"),
     };
-    let threshold = if let Target::Split { threshold, .. } = to { threshold } else { 0 };
-    let mut for_servers = Vec::new();
-    super::note(&admin, "keys.rotate", "kek", "begun").await?;
-    let begun = admin
-        .begin_kek(to, &mut |kek, made| {
-            let kept = custodians::keep(kek, made, out, threshold)?;
-            for_servers.extend(kept.iter().take(usize::from(threshold)).map(Share::text));
-            Ok(kept)
-        })
-        .await?;
-    if admin.keks.soft(&begun.new).is_err() && matches!(to, Target::Split { .. }) {
-        // The rotation was begun by an earlier run, whose shares only the custodians have.
-        Custodians::new(&admin, &common.share_file).collect(&begun.new)?;
-    }
-    bring_to_server(&config, &for_servers).await;
-    let done = admin.finish_kek(begun).await?;
-    super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
-    admin.end().await;
+    let done = turn(&config, common, &admin, to, out).await;
+    let done = super::ended(&admin, "keys.rotate", "kek", done).await?;
     if done.finished_earlier {
         println!("finished the rotation that had been begun");
     }
@@ -199,6 +184,31 @@ async fn kek(
     Ok(())
 }
 
+/// Makes the new KEK, has the shares of it kept and brought where they are needed, and takes it into use.
+async fn turn(
+    config: &Config,
+    common: &Common,
+    admin: &Admin,
+    to: Target,
+    out: Option<&Path>,
+) -> anyhow::Result<KekRotated> {
+    let threshold = if let Target::Split { threshold, .. } = to { threshold } else { 0 };
+    let mut for_servers = Vec::new();
+    let begun = admin
+        .begin_kek(to, &mut |kek, made| {
+            let kept = custodians::keep(kek, made, out, threshold)?;
+            for_servers.extend(kept.iter().take(usize::from(threshold)).map(Share::text));
+            Ok(kept)
+        })
+        .await?;
+    if admin.keks.soft(&begun.new).is_err() && matches!(to, Target::Split { .. }) {
+        // The rotation was begun by an earlier run, whose shares only the custodians have.
+        Custodians::new(admin, &common.share_file).collect(&begun.new)?;
+    }
+    bring_to_server(config, &for_servers).await;
+    Ok(admin.finish_kek(begun).await?)
+}
+
 /// The server of this host must open the new key; here are enough shares, so no custodian has to come.
 async fn bring_to_server(config: &Config, shares: &[SecretText]) {
     for share in shares {
@@ -212,8 +222,7 @@ async fn bring_to_server(config: &Config, shares: &[SecretText]) {
 async fn dek(common: &Common, purpose: Purpose) -> anyhow::Result<()> {
     let (_, admin) = super::opened(common).await?;
     let done = admin.rotate_data_key(purpose).await;
-    admin.end().await;
-    let done = done?;
+    let done = super::ended(&admin, "keys.rotate", purpose.as_str(), done).await?;
     println!("{} seals from now on; {} only opens", done.new, done.old);
     if matches!(purpose, Purpose::Card | Purpose::GatewayToken) {
         println!("next: cardvault keys reencrypt");
@@ -223,13 +232,10 @@ async fn dek(common: &Common, purpose: Purpose) -> anyhow::Result<()> {
 
 async fn fingerprint(common: &Common, pace: Pace, json: bool) -> anyhow::Result<()> {
     let (_, admin) = super::opened(common).await?;
-    super::note(&admin, "keys.rotate", Purpose::Fingerprint.as_str(), "begun").await?;
     let mut shown = Shown::new(json);
     let done = admin.rotate_fingerprint(pace, &mut |progress| shown.step(progress)).await;
     shown.end();
-    let done = done?;
-    super::note(&admin, "keys.rotate", done.new.as_str(), &format!("done; before it {}", done.old)).await?;
-    admin.end().await;
+    let done = super::ended(&admin, "keys.rotate", Purpose::Fingerprint.as_str(), done).await?;
     if json {
         let (old, new) = (done.old.as_str(), done.new.as_str());
         println!("{}", serde_json::json!({ "event": "done", "old": old, "new": new }));

@@ -31,12 +31,10 @@ pub struct CombineArgs {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let admin = with_kek(&args.common).await?;
     let (shares, threshold, out) = (args.shares, args.threshold, args.out);
-    super::note(&admin, "keys.split", "kek", &format!("begun; {threshold} of {shares}")).await?;
-    let kek = admin
+    let done = admin
         .split_kek(shares, threshold, &mut |kek, made| custodians::keep(kek, made, out.as_deref(), threshold))
-        .await?;
-    super::note(&admin, "keys.split", kek.as_str(), "done").await?;
-    admin.end().await;
+        .await;
+    let kek = super::ended(&admin, "keys.split", "kek", done).await?;
     eprintln!(
         "{kek} is split: any {threshold} of {shares} shares rebuild it, which was tried with every share. The \
          keyring does not hold the key any more; copies of the keyring from before do, so destroy them. Shares of \
@@ -48,10 +46,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 pub async fn combine(args: CombineArgs) -> anyhow::Result<()> {
     let admin = with_kek(&args.common).await?;
-    super::note(&admin, "keys.combine", "kek", "begun").await?;
-    let kek = admin.combine_kek().await?;
-    super::note(&admin, "keys.combine", kek.as_str(), "done").await?;
-    admin.end().await;
+    let done = admin.combine_kek().await;
+    let kek = super::ended(&admin, "keys.combine", "kek", done).await?;
     eprintln!("{kek} is in the keyring file again: whoever reads the file can open every card");
     Ok(())
 }

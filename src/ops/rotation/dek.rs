@@ -47,7 +47,12 @@ impl Admin {
         };
         if !rotate_key(&mut tx, &old, &row).await? {
             tx.rollback().await?;
-            return Ok(Rotated { old, new: self.active_id(purpose).await? });
+            let new = self.active_id(purpose).await?;
+            // Where it is the audit key, this row is made with theirs.
+            self.follow_patiently().await?;
+            let what = format!("the {} key; another command made it at this moment", purpose.as_str());
+            self.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;
+            return Ok(Rotated { old, new });
         }
         let what = format!("the {} key; before it {old}", purpose.as_str());
         tx.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;

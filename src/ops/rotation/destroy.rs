@@ -11,6 +11,7 @@ use crate::base::ids::{DekId, KekId};
 use crate::crypto::envelope;
 use crate::crypto::kek::file::{self, Place};
 use crate::crypto::keyring::{KeyState, Purpose};
+use crate::model::audit::Entry;
 use crate::ops::keys::{DataKeysError, apart};
 use crate::store::keys::{
     KeyRow, destroy_key, epoch, find_key, list_keys, raise_epoch, sweep_old_rows, wait_for_writers,
@@ -64,7 +65,14 @@ impl Admin {
         }
         self.everybody_has_left(&row).await?;
         self.nothing_needs(&row).await?;
-        let gone = destroy_key(&self.db, id, self.clock.now()).await?;
+        let mut tx = self.begin().await?;
+        let gone = destroy_key(&mut tx, id, self.clock.now()).await?;
+        if gone {
+            tx.note(&Entry::done("keys.destroy", id.as_str()).with(format!("a {} key", row.purpose))).await?;
+            tx.commit().await?;
+        } else {
+            tx.rollback().await?;
+        }
         self.finish(&row).await?;
         Ok(if gone { Destroyed::Now } else { Destroyed::Before })
     }
@@ -185,13 +193,15 @@ impl Admin {
         if dry_run {
             return Ok(Destroyed::Would);
         }
+        // Neither a file nor a token takes part in a transaction, so what is about to go is recorded first.
+        self.note(&Entry::done("keys.destroy", id.as_str()).with("begun")).await?;
         if matches!(kek.place, Place::Token) {
             let (keks, id) = (std::sync::Arc::clone(&self.keks), id.clone());
             apart(move || keks.destroy_in_token(&id).map_err(DataKeysError::Make)).await?;
         }
         self.keks.replace(keyring.without(id))?;
         // Servers look at the keys again, and forget it with its entry.
-        raise_epoch(&self.db).await?;
+        self.begin_epoch(&Entry::done("keys.destroy", id.as_str()).with("a kek")).await?;
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
         sweep_old_rows(&self.db).await?;

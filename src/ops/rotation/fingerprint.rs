@@ -12,6 +12,7 @@
 //! The old one stays, and an `fp_…` made by it is found, until it is destroyed.
 
 use crate::crypto::keyring::{KeyState, Purpose};
+use crate::model::audit::Entry;
 use crate::ops::cards::fingerprint_of_record;
 use crate::store::fingerprints::{count_unfilled, empty, fill, list_unfilled};
 use crate::store::keys::{
@@ -33,6 +34,7 @@ impl Admin {
         pace: Pace,
         report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Rotated, RotationError> {
+        self.can_record()?;
         let old = self.key_in(KeyState::Active).await?.ok_or_else(|| {
             RotationError::Refused("there is no fingerprint key yet; start a server once".to_owned())
         })?;
@@ -45,7 +47,13 @@ impl Admin {
         wait_for_writers(&self.db).await?;
         self.follow_patiently().await?;
         self.backfill(&next, pace, report).await?;
-        if !promote_key(&self.db, &old.id, &next.id, self.clock.now()).await? {
+        let mut tx = self.begin().await?;
+        if promote_key(&mut tx, &old.id, &next.id, self.clock.now()).await? {
+            let what = format!("the fingerprint key; before it {}", old.id);
+            tx.note(&Entry::done("keys.rotate", next.id.as_str()).with(what)).await?;
+            tx.commit().await?;
+        } else {
+            tx.rollback().await?;
             // Somebody else who ran this was first.
             let active = self.active_id(Purpose::Fingerprint).await?;
             if active != next.id {
@@ -92,7 +100,14 @@ impl Admin {
             slot: i64::try_from(slot).unwrap_or_default(),
             now,
         };
-        announce_key(&self.db, &row).await?;
+        let mut tx = self.begin().await?;
+        if announce_key(&mut tx, &row).await? {
+            let what = format!("announced as the fingerprint key after {}", old.id);
+            tx.note(&Entry::done("keys.rotate", row.id.as_str()).with(what)).await?;
+            tx.commit().await?;
+        } else {
+            tx.rollback().await?;
+        }
         // It may be somebody else's who ran this at the same moment.
         self.key_in(KeyState::Next).await?.ok_or_else(|| {
             RotationError::Refused("another rotation of the fingerprint key has just ended".to_owned())

@@ -16,6 +16,7 @@ use crate::crypto::kek::file::{self, FileKek, Kek, Place};
 use crate::crypto::kek::shares::{self, Share};
 use crate::crypto::kek::{SoftKek, WrapError, WrapsKeys};
 use crate::crypto::keyring::{KeyState, Purpose, make_data_key};
+use crate::model::audit::Entry;
 use crate::ops::keys::{DataKeysError, apart, unwrap_row};
 use crate::store::keys::{KeyRow, list_keys, rewrap_keys};
 use crate::store::replicas::{Canary, put_canary};
@@ -88,6 +89,9 @@ impl Admin {
         let keyring = self.keks.read_again()?;
         let old = keyring.active().clone();
         let rows = list_keys(&self.db).await?;
+        // The keyring takes part in no transaction, so what is about to change there is recorded first.
+        let begun_now = Entry::done("keys.rotate", "kek").with(format!("begun; before it {old}"));
+        self.note(&begun_now).await?;
         let (new, finished_earlier) = match begun(&keyring, &rows, to) {
             Begun::Entered(id) => (id, true),
             Begun::InUse => (old.clone(), true),
@@ -106,7 +110,7 @@ impl Admin {
             self.keks.replace(keyring.with_active(&new))?;
         }
         let begin = Instant::now();
-        let rewrapped = self.rewrap_all(&new).await?;
+        let rewrapped = self.rewrap_all(&old, &new).await?;
         Ok(KekRotated { old, new, rewrapped, took: begin.elapsed(), servers, finished_earlier })
     }
 
@@ -135,8 +139,11 @@ impl Admin {
         let keyring = self.keks.read_again()?;
         let id = keyring.active().clone();
         let soft = self.keks.soft(&id).map_err(|error| RotationError::Keys(DataKeysError::Make(error)))?;
+        let told = |what: String| Entry::done("keys.split", id.as_str()).with(what);
+        self.note(&told(format!("begun; {threshold} of {shares}"))).await?;
         let place = split_and_keep(&soft, shares, threshold, keep)?;
         self.keks.replace(keyring.with_place(&id, place))?;
+        self.note(&told(format!("any {threshold} of {shares} shares rebuild it"))).await?;
         Ok(id)
     }
 
@@ -146,7 +153,10 @@ impl Admin {
         let keyring = self.keks.read_again()?;
         let id = keyring.active().clone();
         let soft = self.keks.soft(&id).map_err(|error| RotationError::Keys(DataKeysError::Make(error)))?;
+        let told = |what: &str| Entry::done("keys.combine", id.as_str()).with(what);
+        self.note(&told("begun")).await?;
         self.keks.replace(keyring.with_place(&id, Place::File(soft)))?;
+        self.note(&told("it is in the keyring file")).await?;
         Ok(id)
     }
 
@@ -197,13 +207,17 @@ impl Admin {
         self.wait_for_servers(|replica| replica.opened_kek.as_deref() == Some(kek.as_str())).await
     }
 
-    /// Wraps every data key under `kek` that is wrapped under another one.
-    async fn rewrap_all(&self, kek: &KekId) -> Result<u64, RotationError> {
+    /// Wraps every data key under `kek` that is wrapped under another one, in one transaction with the row that
+    /// tells of it.
+    async fn rewrap_all(&self, old: &KekId, kek: &KekId) -> Result<u64, RotationError> {
         let mut done = 0;
-        for _ in 0..TURNS {
+        for turn in 0..TURNS {
             let rows: Vec<KeyRow> =
                 list_keys(&self.db).await?.into_iter().filter(|row| depends(row, kek)).collect();
             if rows.is_empty() {
+                if turn == 0 {
+                    self.note(&in_use(old, kek, 0)).await?;
+                }
                 return Ok(done);
             }
             let (keks, id) = (Arc::clone(&self.keks), kek.clone());
@@ -217,13 +231,40 @@ impl Admin {
                 rows.into_iter().map(wrap).collect::<Result<Vec<_>, DataKeysError>>()
             })
             .await?;
-            done += rewrap_keys(&self.db, kek, &wrapped).await?;
+            done += self.store_wrapped(old, kek, &wrapped).await?;
         }
         Err(RotationError::Refused(
             "data keys go on being wrapped under another key; see that every host has this keyring, and run this again"
                 .to_owned(),
         ))
     }
+
+    async fn store_wrapped(
+        &self,
+        old: &KekId,
+        kek: &KekId,
+        wrapped: &[(KeyRow, Vec<u8>)],
+    ) -> Result<u64, RotationError> {
+        if !self.has_trail() {
+            // A database from before there was a trail: its audit key is made at the next start.
+            let mut tx = self.db.begin_write().await?;
+            let done = rewrap_keys(&mut tx, kek, wrapped).await?;
+            tx.commit().await?;
+            return Ok(done);
+        }
+        let mut tx = self.begin().await?;
+        let done = rewrap_keys(&mut tx, kek, wrapped).await?;
+        tx.note(&in_use(old, kek, done)).await?;
+        tx.commit().await?;
+        Ok(done)
+    }
+}
+
+/// What is recorded of a KEK that is in use now.
+fn in_use(old: &KekId, new: &KekId, rewrapped: u64) -> Entry {
+    let before = if old == new { String::new() } else { format!("; before it {old}") };
+    Entry::done("keys.rotate", new.as_str())
+        .with(format!("the kek; {rewrapped} data keys are wrapped under it anew{before}"))
 }
 
 /// Splits a KEK, has the shares kept, and shows that what was kept rebuilds the key.

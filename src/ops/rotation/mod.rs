@@ -22,6 +22,7 @@ use crate::crypto::keyring::Purpose;
 use crate::metrics::AuditTally;
 use crate::model::audit::Entry;
 use crate::store::backend::{Db, StoreError};
+use crate::store::keys::{raise_epoch, raise_epoch_in};
 use crate::store::replicas::{self, Replica};
 
 use super::audit::{Audit, AuditedTx};
@@ -126,6 +127,17 @@ impl Admin {
     /// Begins a transaction whose effects are audited.
     async fn begin(&self) -> Result<AuditedTx<'_>, RotationError> {
         Ok(self.audit.begin(&self.db, &self.keys).await?)
+    }
+
+    /// Begins a new epoch of the keys, in one transaction with the row that tells why, where there is a trail.
+    async fn begin_epoch(&self, why: &Entry) -> Result<(), RotationError> {
+        if !self.has_trail() {
+            return Ok(raise_epoch(&self.db).await?);
+        }
+        let mut tx = self.begin().await?;
+        raise_epoch_in(&mut tx).await?;
+        tx.note(why).await?;
+        Ok(tx.commit().await?)
     }
 
     /// Closes what this command wrote of the trail, reports what it used the keys for, and leaves the database.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{age_kek, id, ids, keys, refused, status};
+use super::{age_kek, id, ids, keys, refused, status, trail};
 use crate::features::scenario;
 use crate::support::vault::{Caller, TestVault, by_reference, fresh_pan};
 use crate::support::{Database, eventually, sql};
@@ -114,14 +114,11 @@ both_engines! {
         let said = keys(&vault, &["status"]).await;
         assert!(!said.contains("WARNING"), "{said}");
         let now = status(&vault).await;
-        let (code, said) = vault.told(&["audit", "export"]).await;
-        assert_eq!(code, Some(0), "{said}");
-        let rows: Vec<serde_json::Value> =
-            said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let rows = trail(&vault).await;
         for (purpose, _) in ALL {
             let new = id(&now, purpose, "active");
             let row = rows.iter().find(|row| row["action"] == "keys.rotate" && row["object"] == new.as_str());
-            let row = row.unwrap_or_else(|| panic!("{purpose}: {said}"));
+            let row = row.unwrap_or_else(|| panic!("{purpose}: {rows:#?}"));
             assert_eq!(row["keyId"], id(&now, "audit", "active").as_str(), "{row}");
         }
         let (code, said) = vault.told(&["audit", "verify"]).await;

@@ -9,6 +9,7 @@ mod gateway;
 mod hsm;
 mod rotation;
 mod traffic;
+mod trail;
 
 use serde_json::Value;
 
@@ -57,6 +58,13 @@ fn id(status: &Value, purpose: &str, state: &str) -> String {
 /// How many data keys a vault has of which none was rotated.
 fn data_keys() -> u64 {
     u64::try_from(cardvault::crypto::keyring::Purpose::ALL.len()).expect("a few")
+}
+
+/// The rows of the audit trail.
+async fn trail(vault: &TestVault) -> Vec<Value> {
+    let (code, said) = vault.told(&["audit", "export"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
 /// Makes the KEK older than its cryptoperiod.
