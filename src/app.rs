@@ -260,6 +260,11 @@ impl App {
         if let Ok(jobs) = jobs.await {
             jobs.stop().await;
             vault.audit.close(&vault.db, &vault.keys).await;
+            // The closing rows are uses of the audit key.
+            if let Err(error) = vault.keys.report_uses().await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "what the keys were used for at the end was not reported");
+            }
         }
         vault.forget_held();
         vault.db.close().await;

@@ -13,13 +13,21 @@ pub const BEGINNING: [u8; 32] = [0; 32];
 
 /// HMAC-SHA-256 of LP("audit/v1", `before`, `row`): `before` is the MAC of the row before it, or
 /// [`BEGINNING`]; `row` is the LP of the row's members.
+///
+/// It is a use of the key; [`verify_row`] is none.
 pub fn audit_mac(key: &DataKey, before: &[u8; 32], row: &[u8]) -> Result<[u8; 32], WrongPurpose> {
+    let mac = mac_of(key, before, row)?;
+    key.count_use();
+    Ok(mac)
+}
+
+fn mac_of(key: &DataKey, before: &[u8; 32], row: &[u8]) -> Result<[u8; 32], WrongPurpose> {
     Ok(hmac_of_parts(key.key_for(Purpose::Audit)?, &[b"audit/v1", before, row]))
 }
 
 /// Whether `mac` is the MAC of a row, compared in constant time.
 pub fn verify_row(key: &DataKey, before: &[u8; 32], row: &[u8], mac: &[u8]) -> Result<bool, WrongPurpose> {
-    Ok(audit_mac(key, before, row)?.ct_eq(mac).into())
+    Ok(mac_of(key, before, row)?.ct_eq(mac).into())
 }
 
 /// A signature could not be made.
@@ -32,9 +40,11 @@ pub fn public_key(key: &DataKey) -> Result<[u8; 32], CannotSign> {
     pair(key)?.public_key().as_ref().try_into().map_err(|_| CannotSign)
 }
 
-/// An Ed25519 signature (RFC 8032, section 5.1.6) of `message`, 64 bytes.
+/// An Ed25519 signature (RFC 8032, section 5.1.6) of `message`, 64 bytes. It is a use of the key.
 pub fn sign(key: &DataKey, message: &[u8]) -> Result<[u8; 64], CannotSign> {
-    pair(key)?.sign(message).as_ref().try_into().map_err(|_| CannotSign)
+    let signature = pair(key)?.sign(message).as_ref().try_into().map_err(|_| CannotSign)?;
+    key.count_use();
+    Ok(signature)
 }
 
 /// Whether a signature is right for a public key.
@@ -64,6 +74,7 @@ mod tests {
         assert_eq!(verify_row(&key, &[1; 32], b"row", &mac), Ok(false));
         assert_eq!(verify_row(&other, &BEGINNING, b"row", &mac), Ok(false));
         assert_eq!(verify_row(&key, &BEGINNING, b"row", &mac[..31]), Ok(false));
+        assert_eq!((key.uses(), other.uses()), (1, 0), "what is verified is not counted");
         let card = make_data_key(Purpose::Card).expect("entropy");
         assert_eq!(audit_mac(&card, &BEGINNING, b"row"), Err(WrongPurpose));
     }
@@ -93,5 +104,6 @@ mod tests {
         );
         let audit = make_data_key(Purpose::Audit).expect("entropy");
         assert_eq!(sign(&audit, b""), Err(CannotSign));
+        assert_eq!((key.uses(), audit.uses()), (1, 0));
     }
 }

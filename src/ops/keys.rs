@@ -243,7 +243,7 @@ impl DataKeys {
         let unrecorded = |error: OpError| DataKeysError::Unrecorded(Box::new(error));
         let instance = InstanceId::make().map_err(|error| DataKeysError::Make(error.into()))?;
         let audit = Audit::new(instance, self.clock.clone(), AuditTally::default());
-        let mut tx = audit.begin_under(&self.db, self, of_rows).await.map_err(unrecorded)?;
+        let mut tx = audit.begin_under(&self.db, self, Arc::clone(&of_rows)).await.map_err(unrecorded)?;
         for (key, kek, wrapped) in &made {
             let purpose = key.purpose();
             let row = NewKey {
@@ -264,6 +264,7 @@ impl DataKeys {
             tx.note(&entry.with(format!("the first {} key", purpose.as_str()))).await.map_err(unrecorded)?;
         }
         tx.commit_last().await.map_err(unrecorded)?;
+        self.report_uses_of(&of_rows).await?;
         for (key, ..) in &made {
             tracing::info!(key = %key.id(), purpose = key.purpose().as_str(), "made a data key");
         }
@@ -494,13 +495,7 @@ impl DataKeys {
     pub async fn report_uses(&self) -> Result<(), OpError> {
         for id in self.ring.ids() {
             let Some(key) = self.ring.by_id(&id) else { continue };
-            let uses = key.take_uses();
-            if uses > 0
-                && let Err(error) = add_uses(&self.db, &id, uses).await
-            {
-                key.give_back_uses(uses);
-                return Err(error.into());
-            }
+            self.report_uses_of(&key).await?;
         }
         // What all processes together have used them for comes back with this.
         let view = self.view.load_full();
@@ -512,6 +507,19 @@ impl DataKeys {
         // Where the keys were looked at meanwhile, that look knew as much.
         self.view.compare_and_swap(&view, Arc::new(fresh));
         Ok(())
+    }
+
+    /// As [`Self::report_uses`], of a key that need not be in use here.
+    pub(super) async fn report_uses_of(&self, key: &DataKey) -> Result<(), StoreError> {
+        let uses = key.take_uses();
+        if uses == 0 {
+            return Ok(());
+        }
+        let added = add_uses(&self.db, key.id(), uses).await;
+        if added.is_err() {
+            key.give_back_uses(uses);
+        }
+        added
     }
 
     /// Opens the canary that is out, unless `opened` says that it was opened before; which KEK's was opened

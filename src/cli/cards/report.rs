@@ -58,7 +58,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let merchant = args.merchant.as_deref().map(|name| merchant(&config, name)).transpose()?;
     let filter = ReportFilter { from: args.from, until: args.until, merchant, run: args.run };
     write(&admin.db, &admin.keys, &filter, admin.clock.now(), args.out.as_deref()).await?;
-    admin.db.close().await;
+    admin.end().await;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::base::clock::Millis;
 use crate::base::ids::DekId;
 use crate::base::json::{Object, items, string};
-use crate::crypto::audit_mac::{self, BEGINNING, audit_mac};
+use crate::crypto::audit_mac::{self, BEGINNING};
 use crate::model::audit::{AuditRow, CLOSE, Head, OPEN, rest_input};
 use crate::ops::error::OpError;
 use crate::ops::keys::DataKeys;
@@ -316,8 +316,9 @@ async fn compare_rest(
         }
         Err(error) => return Err(error),
     };
-    let digest = audit_mac(&key, &BEGINNING, &rest_input(heads.iter().copied()))?;
-    if (chains, rows, &digest[..]) != (checkpoint.rest.0, checkpoint.rest.1, &checkpoint.rest.2[..]) {
+    let rest = rest_input(heads.iter().copied());
+    let same = audit_mac::verify_row(&key, &BEGINNING, &rest, &checkpoint.rest.2)?;
+    if !same || (chains, rows) != (checkpoint.rest.0, checkpoint.rest.1) {
         report.findings.push(format!(
             "the checkpoint of {} knew {} closed chains with {} rows; there are {chains} with {rows}",
             checkpoint.at.rfc3339(),

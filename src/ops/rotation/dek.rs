@@ -42,7 +42,7 @@ impl Admin {
         };
         // An audit key that is over makes no row: the first row of the new one tells that it came.
         let mut tx = match purpose {
-            Purpose::Audit => self.audit.begin_under(&self.db, &self.keys, key).await?,
+            Purpose::Audit => self.audit.begin_under(&self.db, &self.keys, Arc::clone(&key)).await?,
             _ => self.begin().await?,
         };
         if !rotate_key(&mut tx, &old, &row).await? {
@@ -57,6 +57,7 @@ impl Admin {
         let what = format!("the {} key; before it {old}", purpose.as_str());
         tx.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;
         tx.commit().await?;
+        self.keys.report_uses_of(&key).await?;
         Ok(Rotated { old, new })
     }
 

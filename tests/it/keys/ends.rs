@@ -88,6 +88,42 @@ both_engines! {
         vault.finish(&[&pan]).await;
     }
 
+    /// Every row of the trail is a use of the audit key, every checkpoint and report one of the checkpoint key:
+    /// both are shown, and the last use is the last.
+    async fn the_uses_of_the_trails_keys_are_counted_and_end(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let pan = fresh_pan();
+        let card = vault.client("checkout").card(&pan).await;
+        assert!(works(&vault, &vault.client("checkout"), "checkpoint", &card).await);
+        vault.stop().await;
+        let shown = status(&vault).await;
+        let uses = |purpose: &str| {
+            let all = shown["keys"].as_array().expect("keys");
+            all.iter().find(|key| key["purpose"] == purpose).and_then(|key| key["uses"].as_u64()).expect("a count")
+        };
+        let written = sql::rows(&db, "SELECT CAST(COUNT(*) AS TEXT) FROM audit").await;
+        let written: u64 = written[0][0].as_deref().and_then(|text| text.parse().ok()).expect("a number");
+        // A row that was taken back and a checkpoint's digest are uses too.
+        assert!(uses("audit") >= written, "{written}: {shown}");
+        assert!(uses("checkpoint") >= 2, "{shown}");
+
+        let spent = i64::from(u32::MAX / 2 + 1);
+        sql::execute(&db, &format!("UPDATE data_keys SET uses = {spent} - 25 WHERE purpose = 'audit'")).await;
+        vault.restart().await;
+        let caller = vault.client("checkout");
+        let mut stored = 0;
+        while works(&vault, &caller, "audit", &card).await {
+            stored += 1;
+            assert!(stored <= 25, "its uses are spent, and it makes more rows");
+        }
+        let said = keys(&vault, &["status"]).await;
+        assert!(said.contains("run `cardvault keys rotate dek --purpose audit`"), "{said}");
+        keys(&vault, &["rotate", "dek", "--purpose", "audit"]).await;
+        let mended = async || works(&vault, &caller, "audit", &card).await.then_some(());
+        eventually("the new key to be used", mended).await;
+        vault.finish(&[&pan]).await;
+    }
+
     /// A vault that was switched off until every key was past its end: each command says which one comes
     /// before it, and together they bring the vault back, with every step in the trail.
     async fn a_vault_that_was_off_beyond_every_end_comes_back_by_commands(db: Database) {
