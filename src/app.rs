@@ -19,7 +19,6 @@ use crate::base::ids::{GatewayAccount, KekId};
 use crate::base::private_file::is_closed;
 use crate::base::secret::SecretText;
 use crate::config::{Config, GatewaySection, HsmSection, NotifySection};
-use crate::crypto::kek::file::Place;
 use crate::crypto::kek::{Keks, TokenKeks};
 use crate::gateway::Gateway;
 use crate::gateway::antom::client::{self, Client};
@@ -118,7 +117,7 @@ impl App {
                 "opening the data keys (is the schema up to date? `cardvault migrate` brings it there)",
             )?,
         }
-        let unseal = unseal_socket(config, &keks, &custody, keys.are_closed()).await?;
+        let unseal = unseal_socket(config, &custody, keys.are_closed())?;
         let metrics = Arc::new(Metrics::default());
         let (accounts, clients_of_gateways) = accounts(config, &clock, &metrics)?;
         let admission = Admission::new(config, accounts.keys().cloned().collect())?;
@@ -271,18 +270,14 @@ impl App {
     }
 }
 
-/// Binds the socket for shares, where the keyring has a split KEK or the configuration names one.
-async fn unseal_socket(
+/// Binds the socket for shares. A KEK that is in the file today can be split beside this server, which then
+/// needs its shares.
+fn unseal_socket(
     config: &Config,
-    keks: &Keks,
     custody: &Arc<Custody>,
     sealed: bool,
 ) -> anyhow::Result<Option<unseal::UnsealSocket>> {
-    let split = keks.keyring().keks().iter().any(|kek| matches!(kek.place, Place::Split(_)));
-    if !split && config.keys.unseal_socket.is_none() {
-        return Ok(None);
-    }
-    match unseal::UnsealSocket::bind(&config.keys.socket(), Arc::clone(custody)).await {
+    match unseal::UnsealSocket::bind(&config.keys.socket(), Arc::clone(custody)) {
         Ok(socket) => Ok(Some(socket)),
         Err(error) if sealed => Err(error),
         // Custodians are needed again only at the next rotation or start.

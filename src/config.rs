@@ -278,7 +278,8 @@ fn yes() -> bool {
 pub struct KeysSection {
     /// The keyring file (`keys.example`).
     pub keyring: PathBuf,
-    /// The Unix socket by which custodians bring their shares; `unseal.sock` beside the keyring where absent.
+    /// The Unix socket by which custodians bring their shares; `unseal.sock` beside the keyring where absent. Every
+    /// server has it, so that a KEK can be split beside it.
     #[serde(default)]
     pub unseal_socket: Option<PathBuf>,
     /// Whether `serve` refuses to start where memory could reach a disk, rather than warn.

@@ -2,8 +2,9 @@
 //! or root, whom the kernel names. One line in, one line of JSON out. It is the only line from the command
 //! line to a running server.
 
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,41 +30,68 @@ pub(super) struct UnsealSocket {
     listener: UnixListener,
     path: PathBuf,
     custody: Arc<Custody>,
+    /// Held for as long as this lives, and released by the kernel when the process is killed.
+    _lock: File,
 }
 
 impl UnsealSocket {
-    /// Binds the path. A socket that nobody answers any more is taken away first.
-    pub(super) async fn bind(path: &Path, custody: Arc<Custody>) -> anyhow::Result<Self> {
+    /// Binds the path, in the place of a socket that a killed server has left.
+    ///
+    /// A lock beside it says who has the path, however many servers start at once. The socket comes to its path
+    /// closed to others already.
+    pub(super) fn bind(path: &Path, custody: Arc<Custody>) -> anyhow::Result<Self> {
         let what = || format!("keys.unseal_socket: binding {}", path.display());
-        match std::fs::symlink_metadata(path) {
-            Ok(there) if there.file_type().is_socket() => {
-                if UnixStream::connect(path).await.is_ok() {
-                    anyhow::bail!(
-                        "keys.unseal_socket: another server answers at {}; give each server a path of its own",
-                        path.display()
-                    );
-                }
-                std::fs::remove_file(path).with_context(what)?;
-            }
-            Ok(_) => anyhow::bail!("keys.unseal_socket: {} is there and is no socket", path.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(what),
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mode = std::fs::metadata(folder).with_context(what)?.permissions().mode();
+        anyhow::ensure!(
+            mode & 0o022 == 0,
+            "keys.unseal_socket: others can put a socket of theirs into {}; run `chmod go-w` on it",
+            folder.display()
+        );
+        let mut options = OpenOptions::new();
+        options.create(true).write(true).truncate(false).mode(0o600);
+        let lock = options.open(beside(path, "lock")).with_context(what)?;
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => anyhow::bail!(
+                "keys.unseal_socket: another server answers at {}; give each server a path of its own",
+                path.display()
+            ),
+            locked => locked.with_context(what)?,
         }
-        let listener = UnixListener::bind(path).with_context(what)?;
-        // Until here others could have connected; the kernel's word on who they are keeps them out.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(what)?;
-        Ok(Self { listener, path: path.to_owned(), custody })
+        match std::fs::symlink_metadata(path) {
+            Ok(there) if !there.file_type().is_socket() => {
+                anyhow::bail!("keys.unseal_socket: {} is there and is no socket", path.display())
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(what),
+            _ => {}
+        }
+        let new = beside(path, "new");
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(what),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&new).with_context(what)?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).with_context(what)?;
+        std::fs::rename(&new, path).with_context(what)?;
+        Ok(Self { listener, path: path.to_owned(), custody, _lock: lock })
     }
 
     /// Serves until it is aborted.
     pub(super) async fn serve(self) {
+        self.serve_sweeping(SWEEP).await;
+    }
+
+    async fn serve_sweeping(self, every: Duration) {
+        // One clock for all turns: who connects again and again does not put the wiping off.
+        let mut sweep = tokio::time::interval(every);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 taken = self.listener.accept() => match taken {
                     Ok((stream, _)) => self.answer(stream),
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
-                () = tokio::time::sleep(SWEEP) => {
+                _ = sweep.tick() => {
                     let wiped = self.custody.sweep();
                     if wiped > 0 {
                         tracing::warn!(wiped, "shares waited 10 minutes for the others and are gone");
@@ -100,6 +128,13 @@ impl Drop for UnsealSocket {
     fn drop(&mut self) {
         let _gone_already = std::fs::remove_file(&self.path);
     }
+}
+
+/// The file of this name beside the socket.
+fn beside(path: &Path, what: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{what}"));
+    PathBuf::from(name)
 }
 
 /// The user that runs this program, or root.
@@ -160,11 +195,53 @@ pub async fn bring(path: &Path, share: &SecretText) -> anyhow::Result<serde_json
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::Millis;
+    use crate::crypto::kek::Keks;
+    use crate::crypto::kek::file;
 
     #[test]
     fn only_this_user_or_root_brings_shares() {
         let own = rustix::process::geteuid().as_raw();
         assert!(may_bring(0) && may_bring(own));
         assert!(!may_bring(own.wrapping_add(1)));
+    }
+
+    fn custody(folder: &Path) -> Arc<Custody> {
+        let keyring = folder.join("keyring.toml");
+        let clock: crate::base::clock::SharedClock = Arc::new(crate::base::clock::SystemClock);
+        file::create_new(&keyring, &file::generate(Millis(0)).expect("entropy")).expect("written");
+        let keks = Keks::open(&keyring, None).unwrap_or_else(|error| panic!("{error}"));
+        Arc::new(Custody::new(Arc::new(keks), clock))
+    }
+
+    /// A killed server leaves its socket, and the next takes its place; a living one is left alone, by many that
+    /// start at once.
+    #[tokio::test]
+    async fn a_socket_has_one_server() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let custody = custody(folder.path());
+        let path = folder.path().join("unseal.sock");
+        // As a killed one leaves it.
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+        assert!(path.exists());
+        let mut starts: Vec<_> = (0..8).map(|_| UnsealSocket::bind(&path, Arc::clone(&custody))).collect();
+        assert_eq!(starts.iter().filter(|start| start.is_ok()).count(), 1);
+        let first = starts.swap_remove(0).expect("the first");
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        let error = UnsealSocket::bind(&path, Arc::clone(&custody)).err().expect("refused").to_string();
+        assert!(error.contains("another server answers"), "{error}");
+        assert!(UnixStream::connect(&path).await.is_ok());
+        drop(first);
+        assert!(!path.exists());
+        let left: Vec<_> =
+            std::fs::read_dir(folder.path()).expect("a folder").flatten().map(|it| it.file_name()).collect();
+        assert_eq!(left.len(), 2, "the keyring and the lock: {left:?}");
+
+        std::fs::write(&path, "a file").expect("written");
+        assert!(UnsealSocket::bind(&path, Arc::clone(&custody)).is_err());
+        assert_eq!(std::fs::read_to_string(&path).expect("a file"), "a file");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("changed");
+        let error = UnsealSocket::bind(&folder.path().join("other.sock"), custody).err().expect("refused");
+        assert!(error.to_string().contains("chmod go-w"), "{error}");
     }
 }

@@ -61,7 +61,22 @@ pub(super) fn examine(config: &Config, own: &Path) -> Vec<Line> {
     let own = rustix::process::geteuid().as_raw();
     let mut lines: Vec<Line> = secret.iter().map(|(key, path)| look(key, path, &SECRET, own)).collect();
     lines.extend(public.iter().map(|(key, path)| look(key, path, &PUBLIC, own)));
+    lines.push(socket_folder(&config.keys.socket(), own));
     lines
+}
+
+/// The folder of the socket for custodians: who can write there can put a socket of theirs in its place, to which
+/// custodians would bring their shares.
+fn socket_folder(socket: &Path, own: u32) -> Line {
+    let folder = socket.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.exists() {
+        return Line::warn(
+            AREA,
+            format!("keys.unseal_socket: {} is not there: no share can be brought", folder.display()),
+            "make the folder, or name another; systemd makes /run/cardvault at the service's start",
+        );
+    }
+    look("keys.unseal_socket, its folder", folder, &PUBLIC, own)
 }
 
 fn look(key: &str, path: &Path, closed: &Closed, own: u32) -> Line {
