@@ -15,7 +15,7 @@ use axum::Router;
 use tokio::sync::watch;
 
 use crate::base::clock::{SharedClock, SystemClock};
-use crate::base::ids::{GatewayAccount, KekId};
+use crate::base::ids::GatewayAccount;
 use crate::base::private_file::is_closed;
 use crate::base::secret::SecretText;
 use crate::config::{Config, GatewaySection, HsmSection, NotifySection};
@@ -32,8 +32,6 @@ use crate::http::serve::{Limits, Listener, ROWS_A_SECOND};
 use crate::http::sparing::Sparing;
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
-use crate::model::audit::{Actor, Entry};
-use crate::ops::audit;
 use crate::ops::custody::Custody;
 use crate::ops::keys::DataKeys;
 use crate::ops::{Policy, Vault};
@@ -200,7 +198,8 @@ impl App {
         let Self { vault, router, admission, api, limits, notify, ops, gateways, custody, unseal, drain } =
             self;
         let (leave, leaving) = watch::channel(false);
-        let unsealing = tokio::spawn(open_when_rebuilt(vault.clone(), custody));
+        let (stop_unsealing, stopped_unsealing) = watch::channel(false);
+        let unsealing = tokio::spawn(open_when_rebuilt(vault.clone(), custody, stopped_unsealing));
         let unseal = unseal.map(|socket| tokio::spawn(socket.serve()));
         let gateways = tokio::spawn(gateways.run());
         let (rules, notify_rules) = (admission.rules(), admission.notify_rules());
@@ -243,11 +242,15 @@ impl App {
         sweeper.abort();
         gateways.abort();
         admission.abort();
-        unsealing.abort();
         if let Some(unseal) = unseal {
             unseal.abort();
             // Its file goes with it.
             let _aborted = unseal.await;
+        }
+        // No share comes any more: those that came are recorded.
+        stop_unsealing.send_replace(true);
+        if unsealing.await.is_err() {
+            tracing::error!(alarm = true, "the shares that were brought may not all be in the audit trail");
         }
         if let Some(health) = health {
             health.abort();
@@ -288,44 +291,56 @@ fn unseal_socket(
     }
 }
 
-/// Opens the keys as soon as the KEKs that they need are rebuilt, and tells who brought the shares.
-async fn open_when_rebuilt(vault: Arc<Vault>, custody: Arc<Custody>) {
-    let mut rebuilt = custody.rebuilt();
+/// Opens the keys as soon as the KEKs that they need are rebuilt, and records who brought which share, until
+/// told to stop; what was brought until then is recorded too.
+async fn open_when_rebuilt(vault: Arc<Vault>, custody: Arc<Custody>, mut stopping: watch::Receiver<bool>) {
+    let mut brought = custody.brought();
     loop {
-        while vault.keys.are_closed() {
-            match vault.keys.open().await {
-                Ok(()) => tracing::info!("the vault is unsealed"),
-                // Another KEK is split too: its custodians are waited for.
-                Err(error) if error.sealed().is_some() => break,
-                Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "the keys cannot be opened");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-        if !vault.keys.are_closed() {
-            for one in custody.take_submissions() {
-                let (at, kek) = (one.at.rfc3339(), one.kek.as_ref().map(KekId::as_str));
-                let outcome = one.outcome.err().map_or_else(|| "taken".to_owned(), |error| error.to_string());
-                let (uid, pid, share) = (one.who.uid, one.who.pid, one.share);
-                tracing::info!(at, uid, pid, share, kek, outcome, "a share had been brought");
-                let about = kek.unwrap_or("no kek").to_owned();
-                let entry = Entry::done("keys.share", about)
-                    .with(share.map_or_else(|| outcome.clone(), |share| format!("share {share}: {outcome}")));
-                let who = Actor::at_console(&format!("uid-{uid}"), audit::origin());
-                if let Err(error) = audit::acting(who, vault.note_alone(&entry)).await {
-                    tracing::error!(
-                        alarm = true,
-                        error = &error as &dyn std::error::Error,
-                        "a share is not audited"
-                    );
-                }
-            }
-        }
-        if rebuilt.changed().await.is_err() {
+        brought.mark_unchanged();
+        let stop = *stopping.borrow();
+        let done = (stop || open_if_rebuilt(&vault).await) && record_shares(&vault, &custody).await;
+        if stop {
             return;
         }
+        tokio::select! {
+            // A sender that is dropped says the same.
+            _ = stopping.wait_for(|stop| *stop) => {}
+            _ = brought.changed() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)), if !done => {}
+        }
     }
+}
+
+/// Opens the keys where that can be; `false` where it is to be tried again without another share.
+async fn open_if_rebuilt(vault: &Vault) -> bool {
+    if !vault.keys.are_closed() {
+        return true;
+    }
+    match vault.keys.open().await {
+        Ok(()) => {
+            tracing::info!("the vault is unsealed");
+            true
+        }
+        // Custodians are waited for.
+        Err(error) if error.sealed().is_some() => true,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the keys cannot be opened");
+            false
+        }
+    }
+}
+
+/// Records the shares that were brought, where the audit trail is open; `false` where that failed.
+async fn record_shares(vault: &Vault, custody: &Custody) -> bool {
+    if vault.keys.are_closed() {
+        return true;
+    }
+    let recorded = custody.record(&vault.audit, &vault.db, &vault.keys).await;
+    if let Err(error) = &recorded {
+        let error = error as &dyn std::error::Error;
+        tracing::error!(alarm = true, error, "the shares that were brought are not in the audit trail yet");
+    }
+    recorded.is_ok()
 }
 
 /// Starts the jobs when the keys are open.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -85,12 +86,15 @@ impl UnsealSocket {
         // One clock for all turns: who connects again and again does not put the wiping off.
         let mut sweep = tokio::time::interval(every);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // They end with this: no share is taken by a server that has recorded its last.
+        let mut answers = JoinSet::new();
         loop {
             tokio::select! {
                 taken = self.listener.accept() => match taken {
-                    Ok((stream, _)) => self.answer(stream),
+                    Ok((stream, _)) => self.answer(stream, &mut answers),
                     Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                 },
+                Some(_) = answers.join_next() => {}
                 _ = sweep.tick() => {
                     let wiped = self.custody.sweep();
                     if wiped > 0 {
@@ -101,7 +105,7 @@ impl UnsealSocket {
         }
     }
 
-    fn answer(&self, mut stream: UnixStream) {
+    fn answer(&self, mut stream: UnixStream, answers: &mut JoinSet<()>) {
         let who = match stream.peer_cred() {
             Ok(peer) if may_bring(peer.uid()) => Who { uid: peer.uid(), pid: peer.pid() },
             Ok(peer) => {
@@ -111,7 +115,7 @@ impl UnsealSocket {
             Err(_) => return,
         };
         let custody = Arc::clone(&self.custody);
-        tokio::spawn(async move {
+        answers.spawn(async move {
             let told = timeout(PATIENCE, async {
                 let line = read_line(&mut stream).await?;
                 let answer = format!("{}\n", submit(&custody, &line, who));
@@ -198,6 +202,7 @@ mod tests {
     use crate::base::clock::Millis;
     use crate::crypto::kek::Keks;
     use crate::crypto::kek::file;
+    use crate::ops::custody::tests::{Fixture, fixture};
 
     #[test]
     fn only_this_user_or_root_brings_shares() {
@@ -243,5 +248,24 @@ mod tests {
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("changed");
         let error = UnsealSocket::bind(&folder.path().join("other.sock"), custody).err().expect("refused");
         assert!(error.to_string().contains("chmod go-w"), "{error}");
+    }
+
+    /// Somebody who connects all the time does not keep shares waiting beyond their time.
+    #[tokio::test]
+    async fn shares_are_wiped_however_often_somebody_connects() {
+        let Fixture { folder, hands, custody, shares, .. } = fixture();
+        let custody = Arc::new(custody);
+        let path = folder.path().join("unseal.sock");
+        let socket = UnsealSocket::bind(&path, Arc::clone(&custody)).expect("bound");
+        let serving = tokio::spawn(socket.serve_sweeping(Duration::from_millis(50)));
+        let answer = bring(&path, &shares[0].text()).await.expect("an answer");
+        assert_eq!((&answer["have"], custody.held()), (&1.into(), 1), "{answer}");
+        hands.monotonic.store(10 * 60, std::sync::atomic::Ordering::Relaxed);
+        for _ in 0..200 {
+            let _connected = UnixStream::connect(&path).await.expect("connected");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(custody.held(), 0);
+        serving.abort();
     }
 }

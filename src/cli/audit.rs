@@ -67,7 +67,7 @@ async fn verify(common: &Common, checkpoints: Option<PathBuf>) -> anyhow::Result
         None => Box::new(std::iter::empty()),
     };
     let report = verify::verify(&admin.db, &admin.keys, lines).await.context("reading the audit trail")?;
-    admin.db.close().await;
+    admin.end().await;
     for finding in &report.findings {
         println!("WRONG {finding}");
     }

@@ -487,8 +487,16 @@ impl AuditedTx<'_> {
 
 /// Where this process runs.
 pub fn origin() -> String {
+    origin_of(i32::try_from(std::process::id()).ok())
+}
+
+/// Where a process of this host runs, whose number may not be known.
+pub fn origin_of(pid: Option<i32>) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host} pid {}", std::process::id())
+    match pid {
+        Some(pid) => format!("{host} pid {pid}"),
+        None => host,
+    }
 }
 
 /// A signed word about the whole trail, one line of JSON.

@@ -1,7 +1,8 @@
 //! Custodians bring the shares of a split KEK, one by one, each at its own time and terminal. A share waits
 //! 10 minutes for the others and is wiped then; a wrong one is named and not kept. Who brought what, and
-//! when, is remembered until it can be told: while the vault is sealed, nothing can be written that counts.
+//! when, is remembered until it stands in the audit trail: while the vault is sealed, that cannot be written.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,21 @@ use crate::base::ids::KekId;
 use crate::base::secret::SecretText;
 use crate::crypto::kek::Keks;
 use crate::crypto::kek::shares::{Share, ShareError, combine};
+use crate::model::audit::{Actor, Entry};
+use crate::store::backend::Db;
+
+use super::audit::{Audit, origin_of};
+use super::error::OpError;
+use super::keys::DataKeys;
 
 /// How long a share waits for the others.
 pub const WAIT: Duration = Duration::from_secs(10 * 60);
 /// Most shares that wait at once.
 const SHARES: usize = 255;
-/// Most submissions that are remembered; the oldest go first.
+/// Most submissions that are remembered; of the oldest ones beyond, only the number is.
 const REMEMBERED: usize = 1_000;
+/// Most submissions that are recorded in one transaction.
+const BATCH: usize = 250;
 
 /// Who brought a share: the user and process at the other end of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +75,11 @@ struct Waiting {
 #[derive(Default)]
 struct State {
     waiting: Vec<Waiting>,
-    submissions: Vec<Submission>,
+    submissions: VecDeque<Submission>,
+    /// How many submissions have left `submissions`, recorded or not: the place of its first one.
+    gone: u64,
+    /// How many of them were pushed out by later ones before they could be recorded.
+    forgotten: u64,
 }
 
 /// The custody of a process's KEKs.
@@ -74,13 +87,21 @@ pub struct Custody {
     keks: Arc<Keks>,
     clock: SharedClock,
     state: Mutex<State>,
-    rebuilt: watch::Sender<u64>,
+    brought: watch::Sender<u64>,
+    /// One records at a time.
+    recording: tokio::sync::Mutex<()>,
 }
 
 impl Custody {
     /// Nobody has brought anything yet.
     pub fn new(keks: Arc<Keks>, clock: SharedClock) -> Self {
-        Self { keks, clock, state: Mutex::default(), rebuilt: watch::Sender::new(0) }
+        Self {
+            keks,
+            clock,
+            state: Mutex::default(),
+            brought: watch::Sender::new(0),
+            recording: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Takes a share, and rebuilds its KEK where that was the last one needed.
@@ -99,13 +120,13 @@ impl Custody {
         };
         let mut state = self.state();
         if state.submissions.len() >= REMEMBERED {
-            state.submissions.remove(0);
+            state.submissions.pop_front();
+            state.gone += 1;
+            state.forgotten += 1;
         }
-        state.submissions.push(submission);
+        state.submissions.push_back(submission);
         drop(state);
-        if taken.as_ref().is_ok_and(|taken| taken.open) {
-            self.rebuilt.send_modify(|count| *count += 1);
-        }
+        self.brought.send_modify(|count| *count += 1);
         taken
     }
 
@@ -155,14 +176,53 @@ impl Custody {
         self.state().waiting.iter().filter(|waiting| waiting.kek == *kek && waiting.until > now).count()
     }
 
-    /// Hands out what was brought so far, to be audited.
-    pub fn take_submissions(&self) -> Vec<Submission> {
-        std::mem::take(&mut self.state().submissions)
+    /// What was brought so far and is not recorded yet, oldest first.
+    pub fn submissions(&self) -> Vec<Submission> {
+        self.state().submissions.iter().cloned().collect()
     }
 
-    /// Rises whenever a KEK is rebuilt.
-    pub fn rebuilt(&self) -> watch::Receiver<u64> {
-        self.rebuilt.subscribe()
+    /// Writes what was brought so far into the audit trail: each share with its own time, in the name of who
+    /// brought it; how many. What could not be written stays for the next time. Where nobody can know whether
+    /// it was, it is written again: a row twice is better than none.
+    pub async fn record(&self, audit: &Audit, db: &Db, keys: &DataKeys) -> Result<usize, OpError> {
+        let _turn = self.recording.lock().await;
+        let mut recorded = 0;
+        loop {
+            let (batch, place, forgotten) = {
+                let state = self.state();
+                let batch: Vec<Submission> = state.submissions.iter().take(BATCH).cloned().collect();
+                (batch, state.gone, state.forgotten)
+            };
+            let mut notes: Vec<(Actor, Entry, Millis)> = batch.iter().map(note).collect();
+            if forgotten > 0 {
+                let what = format!("{forgotten} shares more were brought, which are in the log alone");
+                notes.push((
+                    Actor::vault(),
+                    Entry::refused("keys.share", what).about("kek"),
+                    self.clock.now(),
+                ));
+            }
+            if notes.is_empty() {
+                return Ok(recorded);
+            }
+            let mut tx = audit.begin(db, keys).await?;
+            tx.note_all(&notes).await?;
+            tx.commit().await?;
+            recorded += notes.len();
+            let end = place + u64::try_from(batch.len()).unwrap_or_default();
+            let mut state = self.state();
+            // What was pushed out while it was being written is written all the same.
+            let pushed_out = state.gone.min(end) - place;
+            state.forgotten = state.forgotten.saturating_sub(forgotten + pushed_out);
+            while state.gone < end && state.submissions.pop_front().is_some() {
+                state.gone += 1;
+            }
+        }
+    }
+
+    /// Changes whenever a share is brought.
+    pub fn brought(&self) -> watch::Receiver<u64> {
+        self.brought.subscribe()
     }
 
     /// The KEKs.
@@ -175,8 +235,19 @@ impl Custody {
     }
 }
 
+/// A submission as the audit trail tells it.
+fn note(one: &Submission) -> (Actor, Entry, Millis) {
+    let about = one.kek.as_ref().map_or("kek", KekId::as_str);
+    let share = one.share.map_or_else(|| "no share".to_owned(), |share| format!("share {share}"));
+    let entry = match &one.outcome {
+        Ok(()) => Entry::done("keys.share", about).with(share),
+        Err(error) => Entry::refused("keys.share", format!("{share}: {error}")).about(about),
+    };
+    (Actor::at_console(&format!("uid-{}", one.who.uid), origin_of(one.who.pid)), entry, one.at)
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
@@ -184,17 +255,25 @@ mod tests {
     use crate::crypto::kek::file::{self, Place};
     use crate::crypto::kek::shares::split;
 
-    struct Fixture {
-        _folder: tempfile::TempDir,
-        hands: Arc<SetClock>,
-        custody: Custody,
+    /// A KEK that is split into 4 shares, of which 3 rebuild it, and nobody has come yet.
+    pub(crate) struct Fixture {
+        pub(crate) folder: tempfile::TempDir,
+        pub(crate) hands: Arc<SetClock>,
+        pub(crate) custody: Custody,
         kek: KekId,
-        shares: Vec<Share>,
+        pub(crate) shares: Vec<Share>,
+    }
+
+    impl Custody {
+        /// Shares that are in memory, whether their time is over or not.
+        pub(crate) fn held(&self) -> usize {
+            self.state().waiting.len()
+        }
     }
 
     const WHO: Who = Who { uid: 1000, pid: Some(1) };
 
-    fn fixture() -> Fixture {
+    pub(crate) fn fixture() -> Fixture {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("keyring.toml");
         file::create_new(&path, &file::generate(Millis(0)).expect("entropy")).expect("written");
@@ -210,7 +289,7 @@ mod tests {
         assert!(!keks.is_open(&kek));
         let hands = SetClock::at(Millis(1_772_366_400_000));
         let clock: SharedClock = hands.clone();
-        Fixture { _folder: folder, hands, custody: Custody::new(keks, clock), kek, shares }
+        Fixture { folder, hands, custody: Custody::new(keks, clock), kek, shares }
     }
 
     #[test]
@@ -225,13 +304,27 @@ mod tests {
         assert!(!custody.keks().is_open(&kek));
         assert!(custody.submit(&shares[2].text(), WHO).expect("taken").open);
         assert!(custody.keks().is_open(&kek) && custody.waiting(&kek) == 0);
-        let told: Vec<_> =
-            custody.take_submissions().iter().map(|one| (one.share, one.outcome.is_ok())).collect();
+        let told: Vec<_> = custody.submissions().iter().map(|one| (one.share, one.outcome.is_ok())).collect();
         assert_eq!(
             told,
             [(Some(1), true), (Some(1), false), (None, false), (Some(4), true), (Some(3), true)]
         );
-        assert!(custody.take_submissions().is_empty());
+        let (actor, entry, _) = note(&custody.submissions()[1]);
+        assert_eq!((actor.name.as_str(), entry.outcome.name()), ("cli:uid-1000", "refused"));
+        assert!(actor.origin.is_some_and(|origin| origin.ends_with(" pid 1")));
+        let (_, entry, _) = note(&custody.submissions()[3]);
+        assert_eq!((entry.outcome.name(), entry.object.as_deref()), ("done", Some(kek.as_str())));
+    }
+
+    #[test]
+    fn of_too_many_submissions_the_number_is_kept() {
+        let Fixture { custody, .. } = fixture();
+        let nonsense = SecretText::from("nonsense");
+        for _ in 0..REMEMBERED + 3 {
+            assert!(custody.submit(&nonsense, WHO).is_err());
+        }
+        let state = custody.state();
+        assert_eq!((state.submissions.len(), state.gone, state.forgotten), (REMEMBERED, 3, 3));
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use zeroize::Zeroizing;
@@ -20,16 +19,15 @@ use crate::ops::rotation::Admin;
 const FILE_BYTES: u64 = 4096;
 
 /// The custodians who stand by while a command runs.
-pub struct Custodians {
-    custody: Custody,
+pub struct Custodians<'a> {
+    custody: &'a Custody,
     files: VecDeque<PathBuf>,
 }
 
-impl Custodians {
+impl<'a> Custodians<'a> {
     /// Takes the shares of `files` first, and asks for those that are missing.
-    pub fn new(admin: &Admin, files: &[PathBuf]) -> Self {
-        let custody = Custody::new(Arc::clone(&admin.keks), admin.clock.clone());
-        Self { custody, files: files.iter().cloned().collect() }
+    pub fn new(admin: &'a Admin, files: &[PathBuf]) -> Self {
+        Self { custody: &admin.custody, files: files.iter().cloned().collect() }
     }
 
     /// Collects the shares of a KEK until it is rebuilt. A wrong share is named, and asked for again.

@@ -118,11 +118,16 @@ pub(super) async fn opened_to_seal(common: &Common) -> anyhow::Result<(Config, A
 
 async fn open(common: &Common, make: bool) -> anyhow::Result<(Config, Admin)> {
     let (config, admin) = admin(common).await?;
-    let mut custodians = custodians::Custodians::new(&admin, &common.share_file);
+    unseal(&admin, &common.share_file, make).await?;
+    Ok((config, admin))
+}
+
+async fn unseal(admin: &Admin, files: &[PathBuf], make: bool) -> anyhow::Result<()> {
+    let mut custodians = custodians::Custodians::new(admin, files);
     loop {
         let opened =
             if make { acting(console(), admin.keys.open()).await } else { admin.keys.open_only().await };
-        let Err(error) = opened else { return Ok((config, admin)) };
+        let Err(error) = opened else { break };
         match error.sealed() {
             Some(kek) => custodians.collect(kek)?,
             None => {
@@ -132,6 +137,12 @@ async fn open(common: &Common, make: bool) -> anyhow::Result<(Config, Admin)> {
             }
         }
     }
+    // An audit key that is over records nothing: the shares are then recorded when the command ends, which does
+    // nothing but put another key in its place.
+    if let Err(error) = admin.record_shares().await {
+        tracing::debug!(error = &error as &dyn std::error::Error, "the shares are not recorded yet");
+    }
+    Ok(())
 }
 
 /// Records in the audit trail what is no part of a transaction: a command that cannot be recorded does nothing

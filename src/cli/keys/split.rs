@@ -62,5 +62,6 @@ async fn with_kek(common: &Common) -> anyhow::Result<crate::ops::rotation::Admin
     }
     // The key must be the one that opens the data keys, or the split would be of no use.
     admin.keys.open_only().await.context("opening the data keys with the key that is to be split")?;
+    admin.record_shares().await.context("recording the shares in the audit trail")?;
     Ok(admin)
 }

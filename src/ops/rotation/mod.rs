@@ -26,6 +26,7 @@ use crate::store::keys::{raise_epoch, raise_epoch_in};
 use crate::store::replicas::{self, Replica};
 
 use super::audit::{Audit, AuditedTx};
+use super::custody::Custody;
 use super::error::OpError;
 use super::keys::{DataKeys, DataKeysError, KeyPolicy};
 use super::patience::{AGAIN, PATIENCE};
@@ -79,6 +80,8 @@ pub struct Admin {
     pub keys: DataKeys,
     /// The audit trail, as this command writes it.
     pub audit: Audit,
+    /// The custodians who bring this command their shares.
+    pub custody: Custody,
     /// Time.
     pub clock: SharedClock,
     /// How long keys may seal.
@@ -100,7 +103,8 @@ impl Admin {
         let keys = DataKeys::closed(db.clone(), provider, clock, policy)?;
         let instance = InstanceId::make().map_err(|error| DataKeysError::Make(error.into()))?;
         let audit = Audit::new(instance, clock.clone(), AuditTally::default());
-        Ok(Self { db, keks, keys, audit, clock: clock.clone(), policy, patience })
+        let custody = Custody::new(Arc::clone(&keks), clock.clone());
+        Ok(Self { db, keks, keys, audit, custody, clock: clock.clone(), policy, patience })
     }
 
     /// Whether there is an audit trail to write to: a vault that was never started has none.
@@ -140,18 +144,29 @@ impl Admin {
         Ok(tx.commit().await?)
     }
 
+    /// Records the shares that custodians brought to this command, where there is a trail.
+    pub async fn record_shares(&self) -> Result<(), RotationError> {
+        if self.has_trail() && self.custody.record(&self.audit, &self.db, &self.keys).await? > 0 {
+            // A command that only reads ends without another word.
+            self.audit.close(&self.db, &self.keys).await;
+        }
+        Ok(())
+    }
+
     /// Closes what this command wrote of the trail, reports what it used the keys for, and leaves the database.
     pub async fn end(&self) {
         if !self.keys.are_closed() {
             let ended = async {
                 // The audit key may be another one by now.
                 self.keys.follow().await?;
+                // Those that a key past its end could not record.
+                self.record_shares().await?;
                 self.audit.close(&self.db, &self.keys).await;
-                self.keys.report_uses().await
+                Ok::<_, RotationError>(self.keys.report_uses().await?)
             };
             if let Err(error) = ended.await {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "what the keys were used for was not reported");
+                tracing::error!(error, "shares or uses of keys were not recorded");
             }
         }
         self.db.close().await;

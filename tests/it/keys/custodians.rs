@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{id, ids, keys, refused, status};
+use super::{id, ids, keys, refused, status, trail};
 use crate::support::eventually;
 use crate::support::vault::{TestVault, by_reference, fresh_pan};
 
@@ -168,5 +168,80 @@ both_engines! {
         assert_eq!(vault.client("checkout").card(&pan).await, card);
         assert_eq!(ids(&status(&vault).await, "kek", "active").len(), 1);
         vault.finish(&[&pan]).await;
+    }
+
+    /// Each share that is brought, taken or not, to a server or to a command, has a row that says who brought it,
+    /// from which process, when, and what came of it.
+    async fn every_share_that_is_brought_has_its_row(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let folder = vault.dir.path().join("shares");
+        std::fs::create_dir(&folder).unwrap();
+        let kek = id(&status(&vault).await, "kek", "active");
+        keys(&vault, &["split", "--shares", "3", "--threshold", "2", "--out", path(&folder)]).await;
+        let files = share_files(&folder, &kek);
+        let slip = folder.join("slip.txt");
+        std::fs::write(&slip, format!("{}7", text_of(&files[0]))).unwrap();
+        std::fs::set_permissions(&slip, PermissionsExt::from_mode(0o600)).unwrap();
+        vault.restart().await;
+        let pids = std::cell::RefCell::new(Vec::new());
+        let bring = async |vault: &TestVault, file: &Path| {
+            let mut custodian = vault.command(&["keys", "unseal", "--share-file", path(file)]).spawn().unwrap();
+            pids.borrow_mut().push(custodian.id().unwrap());
+            custodian.wait().await.unwrap().success()
+        };
+        let told = async |vault: &TestVault| {
+            let mut all = trail(vault).await;
+            all.retain(|row| row["action"] == "keys.share");
+            all
+        };
+        assert!(!bring(&vault, &slip).await);
+        assert!(bring(&vault, &files[0]).await);
+        assert!(!bring(&vault, &files[0]).await);
+        assert!(told(&vault).await.is_empty(), "nothing can be written while the vault is sealed");
+        let sealed_until = cardvault::base::clock::Clock::now(&cardvault::base::clock::SystemClock);
+        assert!(bring(&vault, &files[2]).await);
+        let count = async |expected: usize| {
+            eventually("the rows", async || (told(&vault).await.len() == expected).then_some(())).await;
+        };
+        count(4).await;
+        // One that comes after the unsealing has its row too, though the row has to wait for the database.
+        super::trail::refuse_rows(&db, "no share: this is not a share%").await;
+        assert!(!bring(&vault, &slip).await);
+        assert!(bring(&vault, &files[1]).await, "a share that fits, though nobody needs it any more");
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        assert_eq!(told(&vault).await.len(), 4);
+        super::trail::take_rows(&db).await;
+        count(6).await;
+        // A command on the keys takes shares itself.
+        let mut rotation = vault.command(&[
+            "keys", "rotate", "dek", "--share-file", path(&files[1]), "--share-file", path(&files[2]),
+        ]).spawn().unwrap();
+        let command = rotation.id().unwrap();
+        assert!(rotation.wait().await.unwrap().success());
+        assert_eq!(told(&vault).await.len(), 8);
+        // And one that comes as the server is about to stop.
+        assert!(!bring(&vault, &slip).await);
+        vault.stop().await;
+        let mut all = told(&vault).await;
+        all.sort_by_key(|row| row["at"].as_str().unwrap().to_owned());
+        let mut brought = pids.into_inner();
+        brought.splice(6..6, [command, command]);
+        let own = format!("cli:uid-{}", rustix::process::getuid().as_raw());
+        let expected = [
+            ("refused", "no share: "), ("done", "share 1"), ("refused", "share 1: share 1 is here already"), ("done", "share 3"),
+            ("refused", "no share: "), ("done", "share 2"), ("done", "share 2"), ("done", "share 3"), ("refused", "no share: "),
+        ];
+        assert_eq!((all.len(), brought.len()), (expected.len(), expected.len()), "{all:#?}");
+        for ((row, pid), (outcome, detail)) in all.iter().zip(&brought).zip(expected) {
+            assert_eq!((&row["outcome"], &row["actor"]), (&outcome.into(), &own.as_str().into()), "{row}");
+            assert!(row["detail"].as_str().unwrap().starts_with(detail), "{row}");
+            assert!(row["origin"].as_str().unwrap().ends_with(&format!(" pid {pid}")), "{pid}: {row}");
+            assert_eq!(row["object"], if outcome == "done" { kek.as_str() } else { "kek" }, "{row}");
+        }
+        assert!(all[2]["at"].as_str().unwrap() <= sealed_until.rfc3339().as_str(), "{:#?}", all[2]);
+        let (code, said) = vault.told(&["audit", "verify", "--share-file", path(&files[0]), "--share-file", path(&files[1])]).await;
+        assert_eq!(code, Some(0), "{said}");
+        let texts: Vec<String> = files.iter().map(|file| text_of(file)).collect();
+        vault.finish(&texts.iter().map(String::as_str).collect::<Vec<_>>()).await;
     }
 }

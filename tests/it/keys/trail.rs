@@ -7,7 +7,7 @@ use crate::support::vault::{TestVault, fresh_pan};
 use crate::support::{Database, Engine, sql};
 
 /// Has the database refuse audit rows whose detail is like this.
-async fn refuse_rows(db: &Database, like: &str) {
+pub(super) async fn refuse_rows(db: &Database, like: &str) {
     let rule = match db.engine {
         Engine::Sqlite => format!(
             "CREATE TRIGGER no_row BEFORE INSERT ON audit WHEN NEW.detail LIKE '{like}' \
@@ -20,7 +20,7 @@ async fn refuse_rows(db: &Database, like: &str) {
     sql::execute(db, &rule).await;
 }
 
-async fn take_rows(db: &Database) {
+pub(super) async fn take_rows(db: &Database) {
     let rule = match db.engine {
         Engine::Sqlite => "DROP TRIGGER no_row",
         Engine::Postgres => "ALTER TABLE audit DROP CONSTRAINT no_row",
