@@ -91,6 +91,12 @@ pub fn prove(kek: &KekId, split: &Split, shares: &[Share]) -> Result<(), ShareEr
     if shares.len() != split.shares.len() || shares.len() < need {
         return Err(ShareError::TooFew { have: shares.len(), need: split.threshold });
     }
+    // Two of one kind would hide that another was not kept.
+    for (place, share) in shares.iter().enumerate() {
+        if shares.iter().take(place).any(|other| other.index == share.index) {
+            return Err(ShareError::Again(share.index));
+        }
+    }
     let around = || shares.iter().chain(shares.iter());
     for first in 0..shares.len() {
         let some: Vec<&Share> = around().skip(first).take(need).collect();

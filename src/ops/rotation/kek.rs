@@ -310,3 +310,124 @@ fn begun(keyring: &FileKek, rows: &[KeyRow], to: Target) -> Begun {
     }
     if rows.iter().any(|row| depends(row, keyring.active())) { Begun::InUse } else { Begun::Nothing }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::base::clock::{SharedClock, SystemClock};
+    use crate::crypto::kek::Keks;
+    use crate::ops::keys::KeyPolicy;
+    use crate::store::backend::{Db, Options};
+    use crate::store::migrate;
+
+    const SPLIT: Target = Target::Split { shares: 4, threshold: 2 };
+
+    async fn admin(folder: &Path, keyring: &Path) -> Admin {
+        let url = format!("sqlite:{}", folder.join("vault.db").display());
+        let db = Db::open(&Options { url, password_file: None }).await.expect("a database");
+        migrate::run(&db).await.expect("a schema");
+        let keks = Arc::new(Keks::open(keyring, None).unwrap_or_else(|error| panic!("{error}")));
+        let clock: SharedClock = Arc::new(SystemClock);
+        let admin = Admin::new(db, keks, &clock, KeyPolicy::default(), Duration::from_secs(1));
+        let admin = admin.unwrap_or_else(|error| panic!("{error}"));
+        admin.keys.open().await.unwrap_or_else(|error| panic!("{error}"));
+        admin
+    }
+
+    fn keyring_in(folder: &Path) -> PathBuf {
+        let path = folder.join("keyring.toml");
+        let clock = crate::base::clock::Clock::now(&SystemClock);
+        file::create_new(&path, &file::generate(clock).expect("entropy")).expect("written");
+        path
+    }
+
+    fn again(share: &Share) -> Share {
+        Share::parse(&share.text()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn whole(shares: &[Share]) -> Vec<Share> {
+        shares.iter().map(again).collect()
+    }
+
+    /// What custodians can have kept instead of their shares.
+    type Wrong = (&'static str, fn(&[Share]) -> anyhow::Result<Vec<Share>>);
+
+    /// Shares that were kept wrongly are found before the keyring changes, for a new KEK and for the present one;
+    /// the old one opens as before.
+    #[tokio::test]
+    async fn what_was_kept_wrongly_changes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let keyring = keyring_in(folder.path());
+        let admin = admin(folder.path(), &keyring).await;
+        let before = std::fs::read_to_string(&keyring).expect("the keyring");
+        let other = |shares: &[Share]| {
+            let kek = SoftKek::make()?;
+            let (_, made) = shares::split(&kek, u8::try_from(shares.len())?, 2)?;
+            Ok(made)
+        };
+        let wrong: [Wrong; 5] = [
+            ("nothing could be written", |_| anyhow::bail!("no space is left")),
+            ("one is missing", |shares| Ok(whole(&shares[1..]))),
+            ("some twice, others never", |shares| {
+                Ok(whole(&[again(&shares[0]), again(&shares[1]), again(&shares[0]), again(&shares[1])]))
+            }),
+            ("one of another key", |shares| {
+                let kek = SoftKek::make()?;
+                let (_, mut made) = shares::split(&kek, u8::try_from(shares.len())?, 2)?;
+                let mut kept = whole(shares);
+                kept.pop();
+                kept.extend(made.pop());
+                Ok(kept)
+            }),
+            ("all of another key", other),
+        ];
+        for (what, wrong) in wrong {
+            let mut keep = |_: &KekId, made: &[Share]| wrong(made);
+            let split = admin.split_kek(4, 2, &mut keep).await.expect_err(what).to_string();
+            let rotated = admin.begin_kek(SPLIT, &mut keep).await.err().expect(what).to_string();
+            for error in [split, rotated] {
+                assert!(error.contains("nothing was changed"), "{what}: {error}");
+            }
+            assert_eq!(std::fs::read_to_string(&keyring).expect("the keyring"), before, "{what}");
+        }
+        let fresh = Keks::open(&keyring, None).unwrap_or_else(|error| panic!("{error}"));
+        assert!(fresh.soft(fresh.keyring().active()).is_ok());
+        admin.split_kek(4, 2, &mut |_, made| Ok(whole(made))).await.expect("split");
+        assert_ne!(std::fs::read_to_string(&keyring).expect("the keyring"), before);
+    }
+
+    /// A command that is killed when the custodians have their shares and the keyring is not replaced yet leaves
+    /// what stands on the disk at that moment: the old key opens everything, the shares open nothing, and the next
+    /// run makes others.
+    #[tokio::test]
+    async fn killed_between_the_shares_and_the_keyring_the_old_key_goes_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let keyring = keyring_in(folder.path());
+        let running = admin(folder.path(), &keyring).await;
+        let old = running.keks.keyring().active().clone();
+        let left = folder.path().join("left.toml");
+        let mut given = Vec::new();
+        let mut keep = |_: &KekId, made: &[Share]| {
+            std::fs::copy(&keyring, &left)?;
+            given = whole(made);
+            Ok(whole(made))
+        };
+        let begun = running.begin_kek(SPLIT, &mut keep).await.unwrap_or_else(|error| panic!("{error}"));
+        assert_ne!(begun.new, old);
+        drop(begun);
+
+        // The next run finds the keyring as the killed one left it.
+        let next = admin(folder.path(), &left).await;
+        assert_eq!((next.keks.keyring().active(), next.keks.keyring().keks().len()), (&old, 1));
+        assert!(!next.has_trail() || next.keks.soft(&old).is_ok());
+        for share in &given {
+            assert!(next.keks.split_of(share).is_err(), "a share of a key that nothing knows");
+        }
+        let anew = next.begin_kek(SPLIT, &mut |_, made| Ok(whole(made))).await;
+        let anew = anew.unwrap_or_else(|error| panic!("{error}"));
+        let done = next.finish_kek(anew).await.unwrap_or_else(|error| panic!("{error}"));
+        assert!(done.old == old && !done.finished_earlier && done.rewrapped > 0);
+    }
+}

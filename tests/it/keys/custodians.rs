@@ -244,4 +244,37 @@ both_engines! {
         let texts: Vec<String> = files.iter().map(|file| text_of(file)).collect();
         vault.finish(&texts.iter().map(String::as_str).collect::<Vec<_>>()).await;
     }
+
+    /// The real program is killed as soon as it has given out the shares: either the keyring is as it was and needs
+    /// none of them, or they are the shares of the key.
+    async fn a_split_that_is_killed_was_none_or_is_whole(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let pan = fresh_pan();
+        let caller = vault.client("checkout");
+        let card = caller.card(&pan).await;
+        let kek = id(&status(&vault).await, "kek", "active");
+        for round in 0..6_u64 {
+            let folder = vault.dir.path().join(format!("shares-{round}"));
+            std::fs::create_dir(&folder).unwrap();
+            let arguments = ["keys", "split", "--shares", "3", "--threshold", "2", "--out", path(&folder)];
+            let mut run = vault.command(&arguments).spawn().unwrap();
+            while share_files(&folder, &kek).len() < 3 && run.try_wait().unwrap().is_none() {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            // Now, and a little later each time.
+            tokio::time::sleep(std::time::Duration::from_millis(round * 2)).await;
+            run.kill().await.unwrap();
+            let now = status(&vault).await;
+            assert_eq!(id(&now, "kek", "active"), kek);
+            let files = share_files(&folder, &kek);
+            match now["keys"][0]["kept"].as_str() {
+                Some("split") => {
+                    keys(&vault, &["combine", "--share-file", path(&files[2]), "--share-file", path(&files[0])]).await;
+                }
+                _ => drop(keys(&vault, &["rotate", "dek", "--purpose", "checkpoint"]).await),
+            }
+            assert_eq!(caller.card(&pan).await, card);
+        }
+        vault.finish(&[&pan]).await;
+    }
 }

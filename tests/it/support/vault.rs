@@ -299,8 +299,14 @@ impl TestVault {
 
     /// Stops the sandbox and starts it again on the same ledger and address.
     pub async fn restart_sandbox(&mut self) {
+        self.restart_sandbox_with(|_| {}).await;
+    }
+
+    /// As [`Self::restart_sandbox`], with other keys, say.
+    pub async fn restart_sandbox_with(&mut self, change: impl FnOnce(&mut Options)) {
         let address = self.sandbox.address();
-        let fresh = options(self.dir.path(), address, self.notice_gaps.clone());
+        let mut fresh = options(self.dir.path(), address, self.notice_gaps.clone());
+        change(&mut fresh);
         // The ledger is locked while a sandbox has it: the old one goes first.
         let placeholder = options_elsewhere(self.dir.path());
         let old = std::mem::replace(&mut self.sandbox, Sandbox::start(placeholder).await.expect("a sandbox"));
