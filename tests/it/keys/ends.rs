@@ -167,4 +167,30 @@ both_engines! {
         }
         vault.finish(&[&pan]).await;
     }
+
+    /// With a split KEK, the shares that bring a new audit key are recorded under that key, since the old one
+    /// records nothing.
+    async fn custodians_bring_a_new_audit_key(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let folder = vault.dir.path().join("shares");
+        std::fs::create_dir(&folder).expect("a folder");
+        let out = folder.to_str().expect("UTF-8").to_owned();
+        let kek = id(&status(&vault).await, "kek", "active");
+        keys(&vault, &["split", "--shares", "2", "--threshold", "2", "--out", &out]).await;
+        vault.stop().await;
+        end(&db, "1 = 1").await;
+        let [one, two] = [1, 2].map(|n| format!("{out}/{kek}-share-{n}.txt"));
+        let shares = ["--share-file", &one, "--share-file", &two];
+        let with = |command: &'static str| command.split(' ').chain(shares).collect::<Vec<_>>();
+        let said = refused(&vault, &with("rotate dek")).await;
+        assert!(said.contains("run `cardvault keys rotate dek --purpose audit`"), "{said}");
+        keys(&vault, &with("rotate dek --purpose audit")).await;
+        let new = id(&status(&vault).await, "audit", "active");
+        let all = trail(&vault).await;
+        let brought: Vec<_> = all.iter().filter(|row| row["action"] == "keys.share").collect();
+        assert_eq!(brought.len(), 2, "{all:#?}");
+        assert!(brought.iter().all(|row| row["keyId"] == new.as_str() && row["outcome"] == "done"), "{brought:#?}");
+        keys(&vault, &with("combine")).await;
+        vault.finish(&[]).await;
+    }
 }
