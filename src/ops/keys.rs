@@ -85,6 +85,11 @@ pub struct KeyPolicy {
     pub uses: u64,
 }
 
+/// How many rows or checkpoints one key speaks for. A MAC or a signature wears no key out: what ends one is its
+/// cryptoperiod (NIST SP 800-57 part 1, section 5.3). A number that a trail can reach would end all access on its
+/// busiest day.
+const WORDS_PER_KEY: u64 = 1 << 48;
+
 impl Default for KeyPolicy {
     fn default() -> Self {
         let days = |days: u64| Duration::from_secs(days * 24 * 3600);
@@ -98,6 +103,11 @@ impl KeyPolicy {
         if purpose == Purpose::Fingerprint { self.fingerprint_period } else { self.dek_period }
     }
 
+    /// How often a key of a purpose is used.
+    pub fn budget(&self, purpose: Purpose) -> u64 {
+        if matches!(purpose, Purpose::Audit | Purpose::Checkpoint) { WORDS_PER_KEY } else { self.uses }
+    }
+
     /// What is known of a stored key's life; `extra` uses were not reported yet.
     pub fn life(&self, row: &KeyRow, extra: u64) -> Life {
         let purpose = Purpose::parse(&row.purpose).unwrap_or(Purpose::Card);
@@ -107,7 +117,7 @@ impl KeyPolicy {
             // The shorter of what was written down at its making and of what is configured now.
             expires: written.min(row.created_at.plus(self.period(purpose))),
             uses: u64::try_from(row.uses).unwrap_or_default().saturating_add(extra),
-            budget: self.uses,
+            budget: self.budget(purpose),
         }
     }
 }
