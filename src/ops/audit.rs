@@ -221,6 +221,8 @@ impl Audit {
             let stopping = *stop.borrow();
             if batch.is_empty() {
                 tokio::select! {
+                    // What waits comes before the end.
+                    biased;
                     count = waiting.recv_many(&mut batch, BATCH) => if count == 0 { return },
                     _ = stop.wait_for(|stop| *stop), if !stopping => {}
                     () = std::future::ready(()), if stopping => return,

@@ -1,10 +1,16 @@
 //! What the vault does, as flows whose points are walked through one by one.
 
+use std::time::Duration;
+
 use cardvault::base::clock::Millis;
-use cardvault::base::ids::EventId;
+use cardvault::base::ids::{EventId, RunId};
 use cardvault::jobs::sequence::Sequencer;
 use cardvault::model::event::EventKind;
+use cardvault::model::import::read_line;
+use cardvault::model::retention::Limits;
+use cardvault::ops::import::{Importer, Numbered};
 use cardvault::store::events::{NewEvent, insert_event};
+use cardvault::store::retention::Place;
 
 use super::gateway::State;
 use super::named::{know_the_card, next_is};
@@ -27,6 +33,14 @@ const NEW: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear
 const RETYPED: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"12","expiryYear":"31"}"#;
 const WITH_CVV: &str = r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear":"30","cvv":"851"}"#;
 const UNKNOWN: &str = r#"{"notifyType":"PAYMENT_RESULT","result":{"resultCode":"SUCCESS","resultStatus":"S","resultMessage":"success"},"paymentRequestId":"NOBODYS","paymentId":"20269999","paymentAmount":{"currency":"EUR","value":"100"}}"#;
+const DISPUTE: &str = r#"{"notifyType":"DISPUTE_CREATED","paymentRequestId":"@ID@","paymentId":"@GATEWAY@","disputeId":"DISPUTE_@ID@","disputeTime":"2026-01-01T12:01:01+08:30","disputeAmount":{"currency":"EUR","value":"500"},"disputeType":"CHARGEBACK"}"#;
+/// What no card outlives that nobody has agreed to keep.
+const LONG_AFTER: i64 = 31 * 24 * 3_600_000;
+/// Lines of an import: a card, and one with an agreement.
+const LINES: [&str; 2] = [
+    r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear":"30","externalId":"a"}"#,
+    r#"{"cardNo":"5555555555554444","expiryMonth":"11","expiryYear":"30","externalId":"b","agreements":[{"type":"UNSCHEDULED","consent":{"acceptedAt":"2025-01-01T00:00:00Z","textVersion":"v1"},"networkTransactionId":"NTI000000000009"}]}"#,
+];
 const PATCH: &str = r#"{"expiryMonth":"12","expiryYear":"31"}"#;
 
 /// Every flow.
@@ -50,6 +64,85 @@ pub const FLOWS: &[Flow] = &[
         again: |s, _| {
             made(s, WITH_CVV);
             stored_once(s, "")
+        },
+    },
+    Flow {
+        name: "tokenise several new cards at once",
+        prepare: nothing,
+        start: |s, _| {
+            ["4242424242424242", "4012888888881881", "5105105105105100"]
+                .map(numbered)
+                .iter()
+                .for_each(|body| store(s, body))
+        },
+        again: |s, _| {
+            let cards = ["4242424242424242", "4012888888881881", "5105105105105100"]
+                .map(|pan| made(s, &numbered(pan)));
+            let told = s.told_texts("/cardId");
+            let other = told.iter().filter(|told| !cards.contains(told) && **told != s.card);
+            let mut wrong: Vec<String> =
+                other.map(|other| format!("{other} was told, and is none of them")).collect();
+            let many = count(s, "SELECT count(*) AS many FROM cards WHERE merchant = $1");
+            wrong.extend((many != 4).then(|| format!("{many} cards")));
+            wrong
+        },
+    },
+    Flow {
+        name: "import cards",
+        prepare: nothing,
+        start: |s, _| import(s),
+        again: |s, _| {
+            import(s);
+            let cards = count(s, "SELECT count(*) AS many FROM cards WHERE merchant = $1");
+            let agreements = count(s, "SELECT count(*) AS many FROM agreements WHERE merchant = $1");
+            if (cards, agreements) == (3, 1) {
+                Vec::new()
+            } else {
+                vec![format!("{cards} cards, {agreements} agreements")]
+            }
+        },
+    },
+    Flow {
+        name: "erase old cards",
+        prepare: |s| {
+            let card = made(s, NEW);
+            s.pass(LONG_AFTER, false);
+            card
+        },
+        start: |s, _| purge(s),
+        again: |s, card| {
+            purge(s);
+            let mut wrong = expect(s, "GET", &format!("/v1/cards/{card}"), "", &[404]);
+            let told = "SELECT CAST(COALESCE(SUM(cards), 0) AS BIGINT) AS many FROM retention_reports WHERE merchant = $1";
+            let (told, gone) = (
+                count(s, told),
+                count(s, "SELECT count(*) AS many FROM cards WHERE merchant = $1 AND erased_at IS NOT NULL"),
+            );
+            wrong.extend((told != gone).then(|| format!("reports tell of {told} cards, {gone} are gone")));
+            wrong
+        },
+    },
+    Flow {
+        name: "record masked reads",
+        prepare: |s| {
+            let card = made(s, NEW);
+            change(s, "GET", &card, "");
+            card
+        },
+        start: |s, _| {
+            let vault = s.process(0).vault.clone();
+            s.begin(0, "records what was read", async move {
+                let (_, stopping) = tokio::sync::watch::channel(true);
+                vault.audit.write_reads(&vault.db, &vault.keys, stopping).await;
+            });
+        },
+        // What was read in its last moments may be lost with a process; one that records no more answers no more.
+        again: |s, card| {
+            let mut wrong = expect(s, "GET", &format!("/v1/cards/{card}"), "", &[200, 503]);
+            s.crash(0);
+            s.start(0);
+            wrong.extend(expect(s, "GET", &format!("/v1/cards/{card}"), "", &[200]));
+            wrong
         },
     },
     Flow {
@@ -117,10 +210,30 @@ pub const FLOWS: &[Flow] = &[
         name: "pay with a known card and its CVV",
         prepare: |s| {
             know_the_card(s);
+            let known = name(s, s.next_name);
+            let card = card_of(s, &known).0;
+            change(s, "PATCH", &card, PATCH);
             paid_next(s)
         },
         start: |s, _| pay(s, Kind::Typed),
-        again: paid_again,
+        again: |s, id| {
+            let mut wrong = paid_again(s, id);
+            let (card, status) = card_of(s, id);
+            let (year, expected) = (shown_year(s, &card), if status == "AUTHORIZED" { "29" } else { "31" });
+            wrong.extend((year != expected).then(|| format!("{status}, and the card's year is {year}")));
+            wrong
+        },
+    },
+    Flow {
+        name: "pay with a token of Antom's",
+        prepare: paid_next,
+        start: |s, _| drop(s.pay_with_token("ALIPAYtokenOfNobodyElse0123456789==", 500)),
+        again: |s, id| {
+            let mut wrong = paid_again(s, id);
+            let many = count(s, "SELECT count(*) AS many FROM cards WHERE merchant = $1");
+            wrong.extend((many != 2).then(|| format!("{many} cards")));
+            wrong
+        },
     },
     Flow {
         name: "pay, and be declined",
@@ -197,6 +310,21 @@ pub const FLOWS: &[Flow] = &[
         again: |s, id| {
             s.deliver(0, 0, false, false);
             paid_again(s, id)
+        },
+    },
+    Flow {
+        name: "be notified of a dispute",
+        prepare: |s| {
+            let id = paid(s, false);
+            let number = s.ask(0, "GET", &format!("/v1/payments/{id}"), "", Ask::Other);
+            DISPUTE.replace("@ID@", &id).replace("@GATEWAY@", &text_at(&s.told(number), "/paymentId"))
+        },
+        start: |s, body| s.deliver_text(0, body, false, false),
+        again: |s, body| {
+            s.deliver_text(0, body, false, false);
+            let told = "SELECT count(*) AS many FROM events WHERE merchant = $1 AND kind LIKE 'dispute%'";
+            let many = count(s, told);
+            if many == 1 { Vec::new() } else { vec![format!("{many} events of one dispute")] }
         },
     },
     Flow {
@@ -380,6 +508,43 @@ fn ended(s: &mut Simulation<'_>) -> Vec<String> {
 
 fn pay(s: &mut Simulation<'_>, kind: Kind) {
     s.pay(0, kind, 500, false);
+}
+
+fn numbered(pan: &str) -> String {
+    NEW.replace("4242424242424242", pan)
+}
+
+/// The card of a payment, and where the payment stands.
+fn card_of(s: &mut Simulation<'_>, id: &str) -> (String, String) {
+    let number = s.ask(0, "GET", &format!("/v1/payments/{id}"), "", Ask::Other);
+    let told = s.told(number);
+    (text_at(&told, "/cardId"), text_at(&told, "/status"))
+}
+
+fn import(s: &mut Simulation<'_>) {
+    let (vault, account) = (s.process(0).vault.clone(), s.process(0).account.clone());
+    let importer = Importer { merchant: s.merchant.clone(), account };
+    let now = Millis(s.world.wall());
+    s.begin(0, "imports", async move {
+        let lines = (1..).zip(LINES).map(|(number, line)| Numbered { number, read: read_line(line, now) });
+        // What fails is imported in a later run.
+        let _ = vault.import_batch(&importer, &lines.collect::<Vec<_>>()).await;
+    });
+}
+
+fn purge(s: &mut Simulation<'_>) {
+    let (vault, merchant) = (s.process(0).vault.clone(), s.merchant.clone());
+    s.begin(0, "erases what is old", async move {
+        let limits = Limits { unattached: Some(Duration::from_secs(720 * 3600)), inactive: None };
+        // What fails is erased in a later sweep.
+        let Ok(page) = vault.look_at_cards(limits, Some(&merchant), &Place::beginning(), 100).await else {
+            return;
+        };
+        for (merchant, cards) in page.due {
+            let run = RunId::make().expect("entropy");
+            let _ = vault.erase_old_cards(&run, limits, &merchant, &cards).await;
+        }
+    });
 }
 
 /// The id of the payment with a number.

@@ -161,7 +161,7 @@ pub type Answers = Arc<Mutex<Vec<Told>>>;
 pub struct Process {
     pub id: ProcessId,
     pub vault: Arc<Vault>,
-    account: GatewayAccount,
+    pub account: GatewayAccount,
     api: Router,
     notify: Router,
     world: Arc<World>,

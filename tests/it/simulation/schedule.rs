@@ -242,6 +242,15 @@ impl<'g> Simulation<'g> {
         id
     }
 
+    /// Pays with a token of the gateway's own.
+    pub fn pay_with_token(&mut self, token: &str, amount: i64) -> String {
+        self.next_name += 1;
+        let id = format!("{}PAY{}", self.prefix, self.next_name);
+        let body = filled(&REFERENCE, &id, amount, false).replace("@CARD@", token);
+        self.pay_as(0, &id, Kind::Reference, body, amount);
+        id
+    }
+
     fn pay_as(&mut self, slot: usize, id: &str, kind: Kind, body: String, amount: i64) {
         let asked = Asked {
             kind,
