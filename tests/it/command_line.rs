@@ -16,6 +16,17 @@ use super::support::{leak, say};
 /// What the walk's curl line types.
 const TYPED_PAN: &str = "4054695723100768";
 const HANGS: Duration = Duration::from_secs(60);
+/// Ports that nothing else has, however many of these run at once.
+const LISTEN: [&str; 8] = [
+    "--sandbox-listen",
+    "127.0.0.1:0",
+    "--api-listen",
+    "127.0.0.1:0",
+    "--ops-listen",
+    "127.0.0.1:0",
+    "--notify-listen",
+    "127.0.0.1:0",
+];
 
 fn folder() -> TempDir {
     // With a blank and a quote: paths are printed for shells.
@@ -301,13 +312,11 @@ fn serve_says_ready_and_ends_well() {
 fn dev_walks_and_exits() {
     let folder = folder();
     let dir = folder.path().join("dev");
-    let arguments =
-        ["--sandbox-listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"];
     for (turn, told) in
         ["POST /ams/sandbox/api/v1/payments/pay", "nothing is sent twice"].into_iter().enumerate()
     {
         let mut dev = command(&["dev", "--once"]);
-        let output = dev.args(arguments).arg("--dir").arg(&dir).output().unwrap();
+        let output = dev.args(LISTEN).arg("--dir").arg(&dir).output().unwrap();
         let (out, err) = (text(&output.stdout), text(&output.stderr));
         assert_eq!(output.status.code(), Some(0), "{turn}: {out} {err}");
         for word in ["1. ", "2. ", "3. ", "AUTHORIZED", "************6383", "has 1 charge for", told] {
@@ -325,10 +334,8 @@ fn dev_walks_and_exits() {
 fn the_lines_that_dev_prints_work() {
     let folder = folder();
     let dir = folder.path().join("dev");
-    let arguments =
-        ["--sandbox-listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"];
     let mut dev = command(&["dev"]);
-    let mut dev = Serving::start(dev.args(arguments).arg("--dir").arg(&dir));
+    let mut dev = Serving::start(dev.args(LISTEN).arg("--dir").arg(&dir));
     dev.line("Ctrl-C ends it.");
     let out = dev.out.lock().unwrap().replace("\\\n", " ");
     let lines: Vec<&str> = out.lines().filter(|line| line.starts_with("curl ")).collect();
