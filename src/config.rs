@@ -514,10 +514,7 @@ impl Config {
             gateway.public_keys.values_mut().for_each(at);
             gateway.ca.iter_mut().for_each(at);
         }
-        let sqlite = self.database.url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
-        if let Some(path) = sqlite.filter(|path| !path.starts_with(':')) {
-            self.database.url = format!("sqlite:{}", folder.join(path).display());
-        }
+        self.database.url = database_url_in(folder, &self.database.url);
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -696,6 +693,15 @@ impl GatewaySection {
             || self.private_keys.iter().filter_map(|(v, path)| Some((v.parse::<u32>().ok()?, path)));
         let version = self.key_version.or_else(|| versions().map(|(version, _)| version).max())?;
         versions().find(|(known, _)| *known == version).map(|(version, path)| (version, path.as_path()))
+    }
+}
+
+/// The address of a database: SQLite's file is relative to the folder of the configuration.
+pub fn database_url_in(folder: &Path, url: &str) -> String {
+    let sqlite = url.strip_prefix("sqlite:").map(|path| path.trim_start_matches("//"));
+    match sqlite.filter(|path| !path.starts_with(':')) {
+        Some(path) => format!("sqlite:{}", folder.join(path).display()),
+        None => url.to_owned(),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::sandbox::{DEFAULT_LISTEN, DEFAULT_SLOW, NotifyOptions, Options, Sandb
 use crate::telemetry;
 
 use super::init::{self, Choices};
+use super::taken_up;
 use super::walk::{self, Walk};
 
 #[derive(clap::Args)]
@@ -64,16 +65,19 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let folder = Folder::of(&args)?;
     let dir = std::path::absolute(&folder.path)?;
     let path = dir.join("cardvault.toml");
-    if path.exists() {
-        println!("Taking up {}", dir.display());
-    } else {
+    let known = path.exists();
+    if !known {
         println!("Making certificates, keys and a configuration in {}", dir.display());
         init::write(&dir, &args.choices)?;
     }
     let mut config = Config::load(&path, config::environment())?;
-    let sandbox = match args.choices.gateway_url {
-        None => Some(start_sandbox(&dir, &config, args.sandbox_listen).await?),
-        Some(_) => None,
+    if known {
+        taken_up::check(&dir, &config, &args.choices)?;
+        println!("Taking up {}", dir.display());
+    }
+    let sandbox = match is_sandbox(&dir, &config) {
+        true => Some(start_sandbox(&dir, &config, args.sandbox_listen).await?),
+        false => None,
     };
     if let (Some(sandbox), Some(gateway)) = (&sandbox, config.gateway.first_mut()) {
         gateway.base_url = sandbox.base_url();
@@ -90,8 +94,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let _ = stopped.await;
     }));
     let walked = walk::run(&Walk { dir: &dir, address, sandbox: sandbox.as_ref() }).await;
-    if !args.once && walked.is_ok() {
-        walk::print_curl(&dir, address);
+    if !args.once {
+        if let Err(error) = &walked {
+            eprintln!("cardvault: the walk stopped: {error:#}; the vault serves all the same");
+        }
+        walk::print_curl(&dir, address, walked.as_deref().ok());
         println!("{ready}\nCtrl-C ends it.");
         super::told_to_stop().await;
     }
@@ -100,7 +107,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(sandbox) = sandbox {
         sandbox.stop().await;
     }
-    walked
+    // Without `--once` it has been told, and there is a vault to try.
+    if args.once { walked.map(|_| ()) } else { Ok(()) }
+}
+
+/// Whether a folder's gateway is the local sandbox: it has the key of one, whatever this start was told.
+fn is_sandbox(dir: &Path, config: &Config) -> bool {
+    let key = dir.join(init::SANDBOX_PUBLIC_KEY);
+    config.gateway.first().is_some_and(|gateway| gateway.public_keys.values().any(|path| *path == key))
 }
 
 async fn start_sandbox(dir: &Path, config: &Config, listen: SocketAddr) -> anyhow::Result<Sandbox> {

@@ -1,6 +1,6 @@
 //! `cardvault init DIR`: everything that a vault needs besides a database, as files.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -16,13 +16,22 @@ use crate::pki::{Authority, CertifiedPem, LEAF_DAYS, rsa_key_pair, write_private
 pub const SANDBOX_CLIENT_ID: &str = "SANDBOX_5YCARDVAULT00001";
 /// The local sandbox.
 const SANDBOX_URL: &str = "https://127.0.0.1:8444";
+/// The key that a configuration names where its gateway is the local sandbox.
+pub(super) const SANDBOX_PUBLIC_KEY: &str = "gateway/sandbox_public.pem";
 
-/// What a new vault is made with. `dev` takes the same.
+const DATABASE_URL: &str = "sqlite:cardvault.db";
+const API_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
+const NOTIFY_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8445);
+const OPS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+
+/// What a new vault is made with. `dev` takes the same. Without defaults of clap's, so that a folder that is
+/// taken up again can tell what was asked for from what was not.
 #[derive(clap::Args, Clone)]
 pub struct Choices {
-    /// sqlite:PATH (relative to the folder) or postgres://…; a password in it goes into a file of its own.
-    #[arg(long, default_value = "sqlite:cardvault.db")]
-    pub database_url: String,
+    /// sqlite:PATH (relative to the folder) or postgres://…; a password in it goes into a file of its own
+    /// [default: sqlite:cardvault.db].
+    #[arg(long)]
+    pub database_url: Option<String>,
     /// Antom's host as `https://HOST` or `https://HOST:PORT` (default: the local sandbox).
     #[arg(long, requires_all = ["gateway_client_id", "gateway_public_key"])]
     pub gateway_url: Option<String>,
@@ -44,19 +53,19 @@ pub struct Choices {
     /// A name or address under which callers reach the vault, besides localhost; repeat it for each.
     #[arg(long)]
     pub server_name: Vec<String>,
-    /// Where the API listens.
-    #[arg(long, default_value = "127.0.0.1:8443")]
-    pub api_listen: SocketAddr,
-    /// Where the gateway's notifications are taken.
-    #[arg(long, default_value = "127.0.0.1:8445")]
-    pub notify_listen: SocketAddr,
+    /// Where the API listens [default: 127.0.0.1:8443].
+    #[arg(long)]
+    pub api_listen: Option<SocketAddr>,
+    /// Where the gateway's notifications are taken [default: 127.0.0.1:8445].
+    #[arg(long)]
+    pub notify_listen: Option<SocketAddr>,
     /// What the gateway calls to reach that listener, `https://HOST/PATH` [default: the listener itself, where
     /// the gateway is the local sandbox; otherwise no notifications are taken].
     #[arg(long)]
     pub notify_url: Option<String>,
-    /// Where health checks listen.
-    #[arg(long, default_value = "127.0.0.1:9464")]
-    pub ops_listen: SocketAddr,
+    /// Where health checks listen [default: 127.0.0.1:9464].
+    #[arg(long)]
+    pub ops_listen: Option<SocketAddr>,
 }
 
 #[derive(clap::Args)]
@@ -144,7 +153,7 @@ pub fn write(dir: &Path, choices: &Choices) -> anyhow::Result<()> {
     write_pki(dir, &choices.server_name, now)?;
     file::create_new(&dir.join("keys/keyring.toml"), &file::generate(now)?)?;
     let gateway = write_gateway(dir, choices)?;
-    let database = write_database(dir, &choices.database_url)?;
+    let database = write_database(dir, choices.database_url.as_deref().unwrap_or(DATABASE_URL))?;
     // The configuration comes last: a folder without one is known to be unfinished.
     write_file(&config, toml_text(choices, &database, &gateway).as_bytes(), write_public)
 }
@@ -221,14 +230,14 @@ fn write_gateway(dir: &Path, choices: &Choices) -> anyhow::Result<GatewayFiles> 
             pair.private_pkcs8_pem.expose().as_bytes(),
             write_private,
         )?;
-        write_file(&dir.join("gateway/sandbox_public.pem"), pair.public_spki_pem.as_bytes(), write_public)?;
+        write_file(&dir.join(SANDBOX_PUBLIC_KEY), pair.public_spki_pem.as_bytes(), write_public)?;
         if choices.gateway_private_key.is_some() {
             bail!("--gateway-private-key goes with --gateway-url: the local sandbox makes its own pair");
         }
         return Ok(GatewayFiles {
             url: SANDBOX_URL.to_owned(),
             client_id,
-            public_key: "gateway/sandbox_public.pem",
+            public_key: SANDBOX_PUBLIC_KEY,
             ca: Some("pki/ca.pem"),
             private: true,
         });
@@ -251,17 +260,17 @@ fn is_inside(url: &str) -> bool {
     reqwest::Url::parse(url).is_ok_and(|url| url.host_str().is_some_and(is_private_host))
 }
 
-/// The `[database]` section. A password goes into a file: the configuration is no place for it.
-fn write_database(dir: &Path, url: &str) -> anyhow::Result<String> {
+/// The address of a database without the password, and the password.
+pub(super) fn without_password(url: &str) -> anyhow::Result<(String, Option<Zeroizing<String>>)> {
     if url.starts_with("sqlite:") {
-        return Ok(format!("url = {}\n", quoted(url)));
+        return Ok((url.to_owned(), None));
     }
     let mut parsed = reqwest::Url::parse(url).context("--database-url: sqlite:PATH or postgres://…")?;
     if !matches!(parsed.scheme(), "postgres" | "postgresql") {
         bail!("--database-url: begins sqlite: or postgres://");
     }
     let Some(password) = parsed.password().map(str::to_owned) else {
-        return Ok(format!("url = {}\n", quoted(url)));
+        return Ok((url.to_owned(), None));
     };
     let password = Zeroizing::new(
         percent_encoding::percent_decode_str(&password)
@@ -272,13 +281,22 @@ fn write_database(dir: &Path, url: &str) -> anyhow::Result<String> {
     if parsed.set_password(None).is_err() {
         bail!("--database-url: the password cannot be taken out");
     }
+    Ok((parsed.to_string(), Some(password)))
+}
+
+/// The `[database]` section. A password goes into a file: the configuration is no place for it.
+fn write_database(dir: &Path, url: &str) -> anyhow::Result<String> {
+    let (url, password) = without_password(url)?;
+    let Some(password) = password else {
+        return Ok(format!("url = {}\n", quoted(&url)));
+    };
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir.join("secrets"))
         .context("making the folder for the password")?;
     write_file(&dir.join("secrets/postgres"), password.as_bytes(), write_private)?;
-    Ok(format!("url = {}\npassword_file = \"secrets/postgres\"\n", quoted(parsed.as_str())))
+    Ok(format!("url = {}\npassword_file = \"secrets/postgres\"\n", quoted(&url)))
 }
 
 /// A TOML string.
@@ -288,7 +306,7 @@ fn quoted(text: &str) -> String {
 
 /// The `[notify]` section; none where nothing outside can reach it.
 fn notify_text(choices: &Choices) -> String {
-    let listen = choices.notify_listen;
+    let listen = choices.notify_listen.unwrap_or(NOTIFY_LISTEN);
     let url = match (&choices.notify_url, &choices.gateway_url) {
         (Some(url), _) => url.clone(),
         (None, None) => format!("https://{listen}/antom/notify"),
@@ -310,8 +328,8 @@ fn toml_text(choices: &Choices, database: &str, gateway: &GatewayFiles) -> Strin
          [keys]\nkeyring = \"keys/keyring.toml\"\n\n\
          [[gateway]]\nname = \"antom\"\nbase_url = {}\nclient_id = {}\n\
          private_keys = {{ 1 = \"gateway/merchant_private.pem\" }}\npublic_keys = {{ 1 = {} }}\n",
-        choices.api_listen,
-        choices.ops_listen,
+        choices.api_listen.unwrap_or(API_LISTEN),
+        choices.ops_listen.unwrap_or(OPS_LISTEN),
         quoted(&gateway.url),
         quoted(&gateway.client_id),
         quoted(gateway.public_key),

@@ -9,7 +9,9 @@ mod keys;
 mod migrate;
 mod sandbox;
 mod serve;
+mod taken_up;
 mod walk;
+mod walk_ids;
 
 use std::process::ExitCode;
 

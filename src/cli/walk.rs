@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use crate::sandbox::Sandbox;
 
+use super::walk_ids::{self, CAPTURED, Ids, REFUNDED};
+
 /// The request of Antom's card payment page.
 const SAMPLE: &str = include_str!("../../tests/samples/pay-server-to-server.json");
 
@@ -25,20 +27,28 @@ pub struct Walk<'a> {
     pub sandbox: Option<&'a Sandbox>,
 }
 
-/// Goes through the main job and prints it; fails at the first step that does not do what it should.
-pub async fn run(walk: &Walk<'_>) -> anyhow::Result<()> {
+/// How many events are shown of a feed that has grown.
+const EVENTS_SHOWN: usize = 20;
+
+/// Goes through the main job and prints it; fails at the first step that does not do what it should. Gives the
+/// id of its payment.
+pub async fn run(walk: &Walk<'_>) -> anyhow::Result<String> {
     let merchant = Merchant::new(walk, "checkout")?;
     let sample: Value = serde_json::from_str(SAMPLE)?;
     let card_id = tokenise(&merchant, &sample).await?;
-    let id = pay(&merchant, walk, &sample, &card_id).await?;
-    outcome(&merchant, walk, &id).await?;
+    let ids = walk_ids::choose(&merchant, walk, &sample, &card_id).await?;
+    pay(&merchant, walk, &sample, &card_id, &ids.pay).await?;
+    outcome(&merchant, walk, &ids.pay).await?;
     let subscriptions = Merchant::new(walk, "subscriptions")?;
     let backoffice = Merchant::new(walk, "backoffice")?;
-    let agreement_id = store(&merchant, walk, &sample, &card_id).await?;
-    charge(&subscriptions, walk, &sample, &card_id, &agreement_id).await?;
-    capture(&backoffice, walk).await?;
-    refund(&backoffice, walk).await?;
-    feed(&backoffice).await
+    let request = by_reference(&sample, &card_id, &ids.store, "2500");
+    let agreement_id = store(&merchant, walk, request).await?;
+    let request = by_reference(&sample, &card_id, &ids.charge, "2500");
+    charge(&subscriptions, walk, request, &agreement_id).await?;
+    capture(&backoffice, walk, &ids).await?;
+    refund(&backoffice, walk, &ids).await?;
+    feed(&backoffice, &ids.refund).await?;
+    Ok(ids.pay)
 }
 
 /// The sample's request by reference, under another id and for another sum.
@@ -58,14 +68,8 @@ fn by_reference(sample: &Value, card_id: &str, id: &str, value: &str) -> Value {
     request
 }
 
-async fn store(
-    merchant: &Merchant,
-    walk: &Walk<'_>,
-    sample: &Value,
-    card_id: &str,
-) -> anyhow::Result<String> {
+async fn store(merchant: &Merchant, walk: &Walk<'_>, mut request: Value) -> anyhow::Result<String> {
     title(4, "The buyer lets his card be kept for a subscription, and pays the first month");
-    let mut request = by_reference(sample, card_id, "WALK_STORE", "2500");
     request["storedCredential"] = json!({
         "initiator": "CUSTOMER",
         "agreement": {
@@ -91,12 +95,10 @@ async fn store(
 async fn charge(
     merchant: &Merchant,
     walk: &Walk<'_>,
-    sample: &Value,
-    card_id: &str,
+    mut request: Value,
     agreement_id: &str,
 ) -> anyhow::Result<()> {
     title(5, "The subscription service charges the next month; the buyer is not there");
-    let mut request = by_reference(sample, card_id, "WALK_CHARGE", "2500");
     request["storedCredential"] = json!({ "initiator": "MERCHANT", "agreementId": agreement_id });
     request["paymentFactor"] = json!({ "isAuthorization": true, "captureMode": "MANUAL" });
     if let Some(env) = request["env"].as_object_mut() {
@@ -125,33 +127,36 @@ async fn paid(merchant: &Merchant, walk: &Walk<'_>, request: &Value, more: &str)
     Ok(answer)
 }
 
-async fn capture(merchant: &Merchant, walk: &Walk<'_>) -> anyhow::Result<()> {
+async fn capture(merchant: &Merchant, walk: &Walk<'_>, ids: &Ids) -> anyhow::Result<()> {
     title(6, "The back office captures what it has shipped");
-    let body = json!({ "captureRequestId": "WALK_CAPTURE", "captureAmount": { "currency": "EUR", "value": "2000" } });
-    operate(merchant, walk, "captures", &body).await
+    let body = json!({ "captureRequestId": ids.capture, "captureAmount": euros(CAPTURED) });
+    operate(merchant, walk, &format!("/v1/payments/{}/captures", ids.charge), &body).await
 }
 
-async fn refund(merchant: &Merchant, walk: &Walk<'_>) -> anyhow::Result<()> {
+async fn refund(merchant: &Merchant, walk: &Walk<'_>, ids: &Ids) -> anyhow::Result<()> {
     title(7, "It gives a part back");
-    let body =
-        json!({ "refundRequestId": "WALK_REFUND", "refundAmount": { "currency": "EUR", "value": "500" } });
-    operate(merchant, walk, "refunds", &body).await?;
+    let body = json!({ "refundRequestId": ids.refund, "refundAmount": euros(REFUNDED) });
+    operate(merchant, walk, &format!("/v1/payments/{}/refunds", ids.charge), &body).await?;
     if let Some(sandbox) = walk.sandbox {
-        let net = sandbox.net_charged("WALK_CHARGE");
+        let net = sandbox.net_charged(&ids.charge);
         println!(
-            "   the gateway's ledger has {net} cents left of WALK_CHARGE: 2000 captured, 500 given back\n"
+            "   the gateway's ledger has {net} cents left of {}: {CAPTURED} captured, {REFUNDED} given back\n",
+            ids.charge
         );
-        ensure!(net == 1500, "the gateway's ledger has another sum");
+        ensure!(net == CAPTURED - REFUNDED, "the gateway's ledger has another sum");
     }
     Ok(())
 }
 
-async fn operate(merchant: &Merchant, walk: &Walk<'_>, kind: &str, body: &Value) -> anyhow::Result<()> {
+fn euros(cents: u64) -> Value {
+    json!({ "currency": "EUR", "value": cents.to_string() })
+}
+
+async fn operate(merchant: &Merchant, walk: &Walk<'_>, path: &str, body: &Value) -> anyhow::Result<()> {
     let before = walk.sandbox.map_or(0, |sandbox| sandbox.recent_calls().len());
-    let path = format!("/v1/payments/WALK_CHARGE/{kind}");
-    let (status, answer) = merchant.call("POST", &path, Some(body)).await?;
+    let (status, answer) = merchant.call("POST", path, Some(body)).await?;
     arrow("merchant -> vault", &format!("POST {path}"), body);
-    let api = if kind == "captures" { "/capture" } else { "/refund" };
+    let api = if path.ends_with("/captures") { "/capture" } else { "/refund" };
     let calls = walk.sandbox.map(Sandbox::recent_calls).unwrap_or_default();
     let mut sent = calls.get(before..).unwrap_or_default().iter();
     if let Some(call) = sent.find(|call| !call.notification && call.path.ends_with(api)) {
@@ -164,11 +169,11 @@ async fn operate(merchant: &Merchant, walk: &Walk<'_>, kind: &str, body: &Value)
     Ok(())
 }
 
-async fn feed(merchant: &Merchant) -> anyhow::Result<()> {
+async fn feed(merchant: &Merchant, last: &str) -> anyhow::Result<()> {
     title(8, "What happened, in order, for whoever follows the feed");
     let (mut after, mut told) = ("0".to_owned(), Vec::new());
     // The refund is the last that this walk has made; what the gateway notifies of comes in between.
-    while !told.iter().any(|line: &String| line.contains("WALK_REFUND")) {
+    while !told.iter().any(|line: &String| line.ends_with(last)) {
         let path = format!("/v1/events?after={after}&wait=10");
         let (status, page) = merchant.call("GET", &path, None).await?;
         let events = page["data"].as_array().filter(|events| status == 200 && !events.is_empty());
@@ -183,7 +188,11 @@ async fn feed(merchant: &Merchant) -> anyhow::Result<()> {
         }
         after = page["next"].as_str().context("the feed has no cursor")?.to_owned();
     }
-    println!("{}\n", told.join("\n"));
+    let skipped = told.len().saturating_sub(EVENTS_SHOWN);
+    if skipped > 0 {
+        println!("     …  {skipped} before these");
+    }
+    println!("{}\n", told[skipped..].join("\n"));
     Ok(())
 }
 
@@ -203,9 +212,16 @@ async fn tokenise(merchant: &Merchant, sample: &Value) -> anyhow::Result<String>
     Ok(card_id.to_owned())
 }
 
-async fn pay(merchant: &Merchant, walk: &Walk<'_>, sample: &Value, card_id: &str) -> anyhow::Result<String> {
+async fn pay(
+    merchant: &Merchant,
+    walk: &Walk<'_>,
+    sample: &Value,
+    card_id: &str,
+    id: &str,
+) -> anyhow::Result<()> {
     title(2, "It pays with the reference: Antom's own request, without a card in it");
     let mut request = sample.clone();
+    request["paymentRequestId"] = json!(id);
     let method = &mut request["paymentMethod"];
     method["paymentMethodId"] = json!(card_id);
     if let Some(metadata) = method["paymentMethodMetaData"].as_object_mut() {
@@ -223,7 +239,8 @@ async fn pay(merchant: &Merchant, walk: &Walk<'_>, sample: &Value, card_id: &str
     arrow("merchant <- vault", &status.to_string(), &brief(&answer));
     ensure!(status == 200 && answer["status"] == "AUTHORIZED", "the payment was not authorised");
     ensure!(answer["cardId"] == card_id, "the payment is another card's");
-    answer["paymentRequestId"].as_str().map(str::to_owned).context("the answer has no paymentRequestId")
+    ensure!(answer["paymentRequestId"] == id, "the answer is another payment's");
+    Ok(())
 }
 
 fn show_gateway(sandbox: &Sandbox, before: usize) -> anyhow::Result<()> {
@@ -267,8 +284,8 @@ async fn outcome(merchant: &Merchant, walk: &Walk<'_>, id: &str) -> anyhow::Resu
     Ok(())
 }
 
-/// Ready-to-paste commands.
-pub fn print_curl(dir: &Path, address: SocketAddr) {
+/// Ready-to-paste commands; with that payment, where there is one.
+pub fn print_curl(dir: &Path, address: SocketAddr, payment: Option<&str>) {
     let file = |name: &str| quoted(&dir.join("pki").join(name).display().to_string());
     let base = format!(
         "curl --cacert {} --cert {} --key {}",
@@ -284,7 +301,9 @@ pub fn print_curl(dir: &Path, address: SocketAddr) {
         "{base} {json} \\\n  -d '{{\"cardNo\":\"4054695723100768\",\"expiryMonth\":\"12\",\"expiryYear\":\"29\",\"cardholderName\":{{\"firstName\":\"Tom\",\"lastName\":\"Jay\"}}}}' \\\n  https://{address}/v1/cards\n"
     );
     println!("{base} https://{address}/v1/cards\n");
-    println!("{base} 'https://{address}/v1/payments/PAY_20221114141714891?refresh=true'\n");
+    if let Some(id) = payment {
+        println!("{base} 'https://{address}/v1/payments/{id}?refresh=true'\n");
+    }
     println!("{base} 'https://{address}/v1/events?after=0&limit=5'\n");
 }
 
@@ -295,7 +314,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// A merchant service with its certificate.
-struct Merchant {
+pub(super) struct Merchant {
     http: reqwest::Client,
     base: String,
 }
@@ -316,7 +335,12 @@ impl Merchant {
         Ok(Self { http, base: format!("https://{}", reachable(walk.address)) })
     }
 
-    async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<(u16, Value)> {
+    pub(super) async fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(u16, Value)> {
         let url = format!("{}{path}", self.base);
         let request = match (method, body) {
             ("GET", _) => self.http.get(url),

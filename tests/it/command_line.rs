@@ -14,26 +14,15 @@ use super::support::vault::{SAMPLE, SAMPLE_PAN, init};
 use super::support::{leak, say};
 
 /// What the walk's curl line types.
-const TYPED_PAN: &str = "4054695723100768";
+pub const TYPED_PAN: &str = "4054695723100768";
 const HANGS: Duration = Duration::from_secs(60);
-/// Ports that nothing else has, however many of these run at once.
-const LISTEN: [&str; 8] = [
-    "--sandbox-listen",
-    "127.0.0.1:0",
-    "--api-listen",
-    "127.0.0.1:0",
-    "--ops-listen",
-    "127.0.0.1:0",
-    "--notify-listen",
-    "127.0.0.1:0",
-];
 
-fn folder() -> TempDir {
+pub fn folder() -> TempDir {
     // With a blank and a quote: paths are printed for shells.
     tempfile::Builder::new().prefix("cardvault it's ").tempdir().expect("a folder")
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cardvault"));
     command.args(arguments).env("CARDVAULT_LOG", "trace").env("RUST_BACKTRACE", "full").stdin(Stdio::null());
     command
@@ -43,19 +32,19 @@ fn run(arguments: &[&str]) -> Output {
     command(arguments).output().expect("it runs")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// A process that serves; killed when dropped.
-struct Serving {
+pub struct Serving {
     child: Child,
-    out: Arc<Mutex<String>>,
-    err: Arc<Mutex<String>>,
+    pub out: Arc<Mutex<String>>,
+    pub err: Arc<Mutex<String>>,
 }
 
 impl Serving {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
         let out = follow(child.stdout.take().expect("piped"));
         let err = follow(child.stderr.take().expect("piped"));
@@ -63,7 +52,7 @@ impl Serving {
     }
 
     /// Waits for a line that begins so, and gives the rest of it.
-    fn line(&mut self, begin: &str) -> String {
+    pub fn line(&mut self, begin: &str) -> String {
         let end = Instant::now() + HANGS;
         loop {
             let out = self.out.lock().unwrap().clone();
@@ -80,7 +69,7 @@ impl Serving {
     }
 
     /// Tells it to stop and gives the exit code, output and log.
-    fn stop(mut self) -> (Option<i32>, String, String) {
+    pub fn stop(mut self) -> (Option<i32>, String, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
         let end = Instant::now() + HANGS;
@@ -118,10 +107,15 @@ fn follow(pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     text
 }
 
-fn curl(dir: &Path, url: &str, body: Option<&str>) -> Option<String> {
+pub fn curl(dir: &Path, url: &str, body: Option<&str>) -> Option<String> {
+    curl_as(dir, &[], url, body)
+}
+
+/// As [`curl`], with options of its own.
+pub fn curl_as(dir: &Path, options: &[&str], url: &str, body: Option<&str>) -> Option<String> {
     let pki = dir.join("pki");
     let mut command = Command::new("curl");
-    command.arg("-sS").arg("--cacert").arg(pki.join("ca.pem"));
+    command.arg("-sS").args(options).arg("--cacert").arg(pki.join("ca.pem"));
     command.arg("--cert").arg(pki.join("clients/checkout.pem"));
     command.arg("--key").arg(pki.join("clients/checkout.key"));
     if let Some(body) = body {
@@ -305,53 +299,4 @@ fn serve_says_ready_and_ends_well() {
         leak::assert_clean(&[SAMPLE_PAN, TYPED_PAN, "8507", "850"], text.as_bytes(), "a process's output");
     }
     leak::scan_dir(dir, &[SAMPLE_PAN, TYPED_PAN, "8507"]);
-}
-
-/// `dev --once` walks through the main job, twice on one folder, and prints no card number.
-#[test]
-fn dev_walks_and_exits() {
-    let folder = folder();
-    let dir = folder.path().join("dev");
-    for (turn, told) in
-        ["POST /ams/sandbox/api/v1/payments/pay", "nothing is sent twice"].into_iter().enumerate()
-    {
-        let mut dev = command(&["dev", "--once"]);
-        let output = dev.args(LISTEN).arg("--dir").arg(&dir).output().unwrap();
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(output.status.code(), Some(0), "{turn}: {out} {err}");
-        for word in ["1. ", "2. ", "3. ", "AUTHORIZED", "************6383", "has 1 charge for", told] {
-            assert!(out.contains(word), "{turn}: {word}: {out}");
-        }
-        for text in [&out, &err] {
-            leak::assert_clean(&[SAMPLE_PAN, "850"], text.as_bytes(), "the walk");
-        }
-    }
-    leak::scan_dir(&dir, &[SAMPLE_PAN]);
-}
-
-/// What `dev` prints to be tried works as it is printed, in a folder whose name needs quotes.
-#[test]
-fn the_lines_that_dev_prints_work() {
-    let folder = folder();
-    let dir = folder.path().join("dev");
-    let mut dev = command(&["dev"]);
-    let mut dev = Serving::start(dev.args(LISTEN).arg("--dir").arg(&dir));
-    dev.line("Ctrl-C ends it.");
-    let out = dev.out.lock().unwrap().replace("\\\n", " ");
-    let lines: Vec<&str> = out.lines().filter(|line| line.starts_with("curl ")).collect();
-    assert!(lines.len() >= 4, "{out}");
-    if Command::new("curl").arg("--version").output().is_ok() {
-        for line in lines {
-            let output =
-                Command::new("bash").args(["-c", &format!("{line} -sS --fail-with-body")]).output().unwrap();
-            assert!(output.status.success(), "{line}: {} {}", text(&output.stdout), text(&output.stderr));
-            assert!(text(&output.stdout).starts_with('{'), "{line}");
-        }
-    } else {
-        say("no curl found: the printed lines were not tried");
-    }
-    let (code, _, err) = dev.stop();
-    assert_eq!(code, Some(0));
-    leak::assert_clean(&[SAMPLE_PAN, TYPED_PAN, "850"], err.as_bytes(), "the log");
-    leak::scan_dir(&dir, &[SAMPLE_PAN, TYPED_PAN]);
 }

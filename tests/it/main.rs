@@ -11,6 +11,7 @@ mod certificates;
 mod command_line;
 mod cvv;
 mod deployed_database;
+mod dev;
 mod doctor;
 mod durability;
 mod egress;
