@@ -110,6 +110,8 @@ pub struct Shape {
     pub connections: usize,
     pub warm: Duration,
     pub measured: Duration,
+    /// How long each connection waits after an answer.
+    pub pause: Duration,
 }
 
 /// What a run came to.
@@ -165,6 +167,9 @@ pub async fn run(
                     if sent >= begin && read <= end {
                         times.push(u32::try_from((read - sent).as_micros()).unwrap_or(u32::MAX));
                         last = read;
+                    }
+                    if !shape.pause.is_zero() {
+                        tokio::time::sleep(shape.pause).await;
                     }
                 }
                 (times, last)

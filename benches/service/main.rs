@@ -12,6 +12,7 @@ mod baseline;
 mod cpu;
 mod growth;
 mod load;
+mod rotation;
 mod vault;
 mod versus;
 
@@ -50,6 +51,9 @@ struct Options {
     /// such as 10000,1000000; ten million take 8 GB of disk and some minutes to fill.
     #[arg(long, value_delimiter = ',')]
     growth: Vec<u64>,
+    /// Instead of all that: how fast keys rotate where so many cards are stored.
+    #[arg(long, value_name = "CARDS", num_args = 0..=1, default_missing_value = "100000")]
+    rotation: Option<u64>,
     /// Another build of the program, to compare with.
     #[arg(long, default_value = vault::PROGRAM)]
     program: PathBuf,
@@ -67,7 +71,12 @@ struct Options {
 
 impl Options {
     fn shape(&self, connections: usize) -> Shape {
-        Shape { connections, warm: Duration::from_secs(1), measured: Duration::from_secs(self.seconds) }
+        Shape {
+            connections,
+            warm: Duration::from_secs(1),
+            measured: Duration::from_secs(self.seconds),
+            pause: Duration::ZERO,
+        }
     }
 
     fn does(&self, work: &str) -> bool {
@@ -100,8 +109,10 @@ async fn main() {
             versus::measure(&options, &engine, other).await;
             continue;
         }
-        let Some(ground) = Ground::of(&engine, &options.program).await else { continue };
-        if options.growth.is_empty() {
+        let Some(mut ground) = Ground::of(&engine, &options.program).await else { continue };
+        if let Some(cards) = options.rotation {
+            rotation::measure(&options, &mut ground, cards).await;
+        } else if options.growth.is_empty() {
             measure(&options, &ground).await;
         } else {
             growth::measure(&options, &ground).await;

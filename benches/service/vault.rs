@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -22,6 +22,7 @@ pub struct Vault {
     pub target: Target,
     pub gateway: Target,
     pub cpu: Watched,
+    program: PathBuf,
     vault: Child,
     sandbox: Child,
 }
@@ -47,15 +48,40 @@ impl Vault {
         let file = dir.path().join("cardvault.toml");
         let text = fs::read_to_string(&file).expect("a configuration");
         fs::write(&file, text.replace("https://127.0.0.1:8444", &format!("https://{at}"))).expect("a file");
-        let (vault, api) = start(
-            Command::new(program).args(["serve", "--config"]).arg(&file),
-            &dir.path().join("vault.log"),
-            "api=https://",
-        );
+        let (vault, api) = serve(program, dir.path());
         let target = Target::new(dir.path(), "checkout", api);
         let gateway = Target::new(dir.path(), "checkout", at);
-        Self { cpu: Watched::process(vault.id()), dir, target, gateway, vault, sandbox }
+        let program = program.to_owned();
+        Self { cpu: Watched::process(vault.id()), dir, target, gateway, program, vault, sandbox }
     }
+
+    /// Stops the server as its supervisor would.
+    pub fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.vault);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a running server");
+        assert!(self.vault.wait().expect("its end").success(), "the server did not end well");
+    }
+
+    /// Starts the server again after [`Self::stop`].
+    pub fn serve(&mut self) {
+        let (vault, api) = serve(&self.program, self.dir.path());
+        (self.target, self.cpu) =
+            (Target::new(self.dir.path(), "checkout", api), Watched::process(vault.id()));
+        self.vault = vault;
+    }
+
+    /// `cardvault keys …` on this vault, not started yet.
+    pub fn keys(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("keys").args(arguments).arg("--config").arg(self.dir.path().join("cardvault.toml"));
+        command
+    }
+}
+
+fn serve(program: &Path, dir: &Path) -> (Child, SocketAddr) {
+    let mut command = Command::new(program);
+    command.args(["serve", "--config"]).arg(dir.join("cardvault.toml"));
+    start(&mut command, &dir.join("vault.log"), "api=https://")
 }
 
 impl Drop for Vault {

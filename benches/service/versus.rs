@@ -81,7 +81,7 @@ impl Work {
     }
 
     async fn turn(&mut self, ground: &Ground, connections: usize) -> Figures {
-        let shape = Shape { connections, warm: WARM, measured: TURN };
+        let shape = Shape { connections, warm: WARM, measured: TURN, pause: Duration::ZERO };
         let (target, watched) = (&ground.vault.target, ground.watched());
         match self {
             Self::Tokenise => load::run(target, shape, &watched, "card_", tokenising()).await,

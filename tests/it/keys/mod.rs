@@ -3,7 +3,6 @@
 
 mod custodians;
 mod ends;
-mod figures;
 mod fingerprint;
 mod gateway;
 mod hsm;
