@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::support::vault::{Answer, Caller, HOSTED, SAMPLE, SAMPLE_PAN, TestVault, fresh_pan, sample_with};
 use super::support::wire::Wire;
-use super::support::{Database, leak, say};
+use super::support::{leak, say};
 
 /// A CVV of four digits is searched for with more certainty than one of three.
 const CVV: &str = "8507";
@@ -662,158 +662,158 @@ both_engines! {
     }
 }
 
-/// A body that is not plain JSON by its headers is refused unread; odd spellings of the right type are
-/// taken.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_the_one_media_type_is_read() {
-    let db = Database::sqlite();
-    let vault = TestVault::start(&db).await;
-    let checkout = vault.client("checkout");
-    let pan = fresh_pan();
-    let body = card(&pan, "", "").into_bytes();
-    for headers in [
-        &[][..],
-        &[("content-type", "")],
-        &[("content-type", "text/plain")],
-        &[("content-type", "text/json")],
-        &[("content-type", "application/x-www-form-urlencoded")],
-        &[("content-type", "multipart/form-data; boundary=x")],
-        &[("content-type", "application/jsonp")],
-        &[("content-type", "application/problem+json")],
-        &[("content-type", "application/json, text/plain")],
-        &[("content-type", "application/json; charset=utf-16")],
-        &[("content-type", "application/json; charset=utf-8; charset=utf-16")],
-        &[("content-type", "application/json; version=4711")],
-        &[("content-type", "application/json"), ("content-type", "application/json")],
-        &[("content-type", "application/json"), ("content-type", "text/plain")],
-        &[("content-type", "application/json"), ("content-encoding", "gzip")],
-        &[("content-type", "application/json"), ("content-encoding", "identity")],
-        &[("content-type", "application/json"), ("content-encoding", "br, gzip")],
-    ] {
-        for path in ["/v1/cards", "/v1/payments"] {
-            let answer =
-                checkout.try_call("POST", path, headers, Some(body.clone())).await.expect("an answer");
-            assert_constant(&answer.expect_problem(415, "unsupported_media_type"));
+both_engines! {
+    /// A body that is not plain JSON by its headers is refused unread; odd spellings of the right type are
+    /// taken.
+    async fn only_the_one_media_type_is_read(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let body = card(&pan, "", "").into_bytes();
+        for headers in [
+            &[][..],
+            &[("content-type", "")],
+            &[("content-type", "text/plain")],
+            &[("content-type", "text/json")],
+            &[("content-type", "application/x-www-form-urlencoded")],
+            &[("content-type", "multipart/form-data; boundary=x")],
+            &[("content-type", "application/jsonp")],
+            &[("content-type", "application/problem+json")],
+            &[("content-type", "application/json, text/plain")],
+            &[("content-type", "application/json; charset=utf-16")],
+            &[("content-type", "application/json; charset=utf-8; charset=utf-16")],
+            &[("content-type", "application/json; version=4711")],
+            &[("content-type", "application/json"), ("content-type", "application/json")],
+            &[("content-type", "application/json"), ("content-type", "text/plain")],
+            &[("content-type", "application/json"), ("content-encoding", "gzip")],
+            &[("content-type", "application/json"), ("content-encoding", "identity")],
+            &[("content-type", "application/json"), ("content-encoding", "br, gzip")],
+        ] {
+            for path in ["/v1/cards", "/v1/payments"] {
+                let answer =
+                    checkout.try_call("POST", path, headers, Some(body.clone())).await.expect("an answer");
+                assert_constant(&answer.expect_problem(415, "unsupported_media_type"));
+            }
         }
+        nothing_happened(&vault).await;
+        for kind in [
+            "application/json",
+            "APPLICATION/JSON",
+            "application/json;charset=UTF-8",
+            "application/json ; charset=utf-8",
+        ] {
+            let headers = [("content-type", kind)];
+            let answer =
+                checkout.try_call("POST", "/v1/cards", &headers, Some(body.clone())).await.expect("an answer");
+            assert!(matches!(answer.status, 200 | 201), "{kind}: {}", answer.text);
+        }
+        vault.finish(&[&pan, CVV]).await;
     }
-    nothing_happened(&vault).await;
-    for kind in [
-        "application/json",
-        "APPLICATION/JSON",
-        "application/json;charset=UTF-8",
-        "application/json ; charset=utf-8",
-    ] {
-        let headers = [("content-type", kind)];
-        let answer =
-            checkout.try_call("POST", "/v1/cards", &headers, Some(body.clone())).await.expect("an answer");
-        assert!(matches!(answer.status, 200 | 201), "{kind}: {}", answer.text);
-    }
-    vault.finish(&[&pan, CVV]).await;
 }
 
-/// One spelling for a path and a query; a parameter that is not known is refused, above all one that
-/// would change what a request does. A card number in a URL is nowhere in the log.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn paths_and_queries_have_one_spelling() {
-    let db = Database::sqlite();
-    let vault = TestVault::start(&db).await;
-    let pan = fresh_pan();
-    let card_id = vault.client("checkout").card(&pan).await;
-    let body = card(&pan, "", "");
-    let stray = fresh_pan();
-    let mut wire = Wire::client(&vault, "checkout").await;
-    for path in [
-        "/".to_owned(),
-        "//".to_owned(),
-        "/v1".to_owned(),
-        "/v1/".to_owned(),
-        "/v2/cards".to_owned(),
-        "/V1/cards".to_owned(),
-        "/v1/Cards".to_owned(),
-        "/v1/cards/".to_owned(),
-        "//v1/cards".to_owned(),
-        "/v1//cards".to_owned(),
-        "/v1/./cards".to_owned(),
-        "/v1/cards/../cards".to_owned(),
-        "/v1/%63ards".to_owned(),
-        "/v1%2fcards".to_owned(),
-        "/v1/cards%00".to_owned(),
-        "/v1/cards;a=b".to_owned(),
-        "/v1/cards.json".to_owned(),
-        "/v1/cards/%2e%2e/cards".to_owned(),
-        format!("/v1/cards/{card_id}/"),
-        format!("/v1/cards//{card_id}"),
-        format!("/v1/cards/{}", card_id.to_lowercase()),
-        format!("/v1/cards/{}", card_id.replace("card_", "CARD_")),
-        format!("/v1/cards/{card_id}%20"),
-        format!("/v1/cards/{card_id}/cvv/x"),
-        format!("/v1/cards/{}", card_id.replace("card_", "card%5F")),
-        format!("/v1/cards/{stray}"),
-        format!("/v1/{stray}"),
-        format!("/v1/payments/{stray}"),
-        format!("/v1/payments/{}", "x".repeat(65)),
-        "/v1/payments/a.b".to_owned(),
-        "/openapi.json/".to_owned(),
-    ] {
-        let answer = wire.request("GET", &path, None).await.expect("an answer");
-        assert_constant(&answer.expect_problem(404, "not_found"));
+both_engines! {
+    /// One spelling for a path and a query; a parameter that is not known is refused, above all one that
+    /// would change what a request does. A card number in a URL is nowhere in the log.
+    async fn paths_and_queries_have_one_spelling(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let pan = fresh_pan();
+        let card_id = vault.client("checkout").card(&pan).await;
+        let body = card(&pan, "", "");
+        let stray = fresh_pan();
+        let mut wire = Wire::client(&vault, "checkout").await;
+        for path in [
+            "/".to_owned(),
+            "//".to_owned(),
+            "/v1".to_owned(),
+            "/v1/".to_owned(),
+            "/v2/cards".to_owned(),
+            "/V1/cards".to_owned(),
+            "/v1/Cards".to_owned(),
+            "/v1/cards/".to_owned(),
+            "//v1/cards".to_owned(),
+            "/v1//cards".to_owned(),
+            "/v1/./cards".to_owned(),
+            "/v1/cards/../cards".to_owned(),
+            "/v1/%63ards".to_owned(),
+            "/v1%2fcards".to_owned(),
+            "/v1/cards%00".to_owned(),
+            "/v1/cards;a=b".to_owned(),
+            "/v1/cards.json".to_owned(),
+            "/v1/cards/%2e%2e/cards".to_owned(),
+            format!("/v1/cards/{card_id}/"),
+            format!("/v1/cards//{card_id}"),
+            format!("/v1/cards/{}", card_id.to_lowercase()),
+            format!("/v1/cards/{}", card_id.replace("card_", "CARD_")),
+            format!("/v1/cards/{card_id}%20"),
+            format!("/v1/cards/{card_id}/cvv/x"),
+            format!("/v1/cards/{}", card_id.replace("card_", "card%5F")),
+            format!("/v1/cards/{stray}"),
+            format!("/v1/{stray}"),
+            format!("/v1/payments/{stray}"),
+            format!("/v1/payments/{}", "x".repeat(65)),
+            "/v1/payments/a.b".to_owned(),
+            "/openapi.json/".to_owned(),
+        ] {
+            let answer = wire.request("GET", &path, None).await.expect("an answer");
+            assert_constant(&answer.expect_problem(404, "not_found"));
+        }
+        for (method, target) in [
+            ("GET", format!("/v1/cards?{stray}")),
+            ("GET", format!("/v1/cards?pan={stray}")),
+            ("GET", format!("/v1/cards?referenceBuyerId={stray}")),
+            ("GET", format!("/v1/cards?fingerprint={stray}")),
+            ("GET", format!("/v1/cards?after={stray}")),
+            ("GET", format!("/v1/payments?after={stray}")),
+            ("GET", format!("/v1/payments?cardId={stray}")),
+            ("GET", format!("/v1/payments?status={stray}")),
+            ("GET", "/v1/cards?limit=1&limit=1".to_owned()),
+            ("GET", "/v1/cards?limit=0".to_owned()),
+            ("GET", "/v1/cards?limit=101".to_owned()),
+            ("GET", "/v1/cards?limit=-1".to_owned()),
+            ("GET", "/v1/cards?limit=+1".to_owned()),
+            ("GET", "/v1/cards?limit=%2B1".to_owned()),
+            ("GET", "/v1/cards?limit=01".to_owned()),
+            ("GET", "/v1/cards?limit=1e1".to_owned()),
+            ("GET", "/v1/cards?limit=99999999999999999999".to_owned()),
+            ("GET", "/v1/cards?limit=".to_owned()),
+            ("GET", "/v1/cards?limit".to_owned()),
+            ("GET", "/v1/cards?Limit=1".to_owned()),
+            ("GET", "/v1/cards?%6cimit=1".to_owned()),
+            ("GET", "/v1/cards?limit=1;after=x".to_owned()),
+            ("GET", "/v1/cards?referenceBuyerId=%00".to_owned()),
+            ("GET", "/v1/cards?referenceBuyerId=%ff".to_owned()),
+            ("GET", "/v1/cards?referenceBuyerId=%0a".to_owned()),
+            ("GET", "/v1/payments?status=authorized".to_owned()),
+            ("GET", "/v1/payments/PAY_1?refresh=1".to_owned()),
+            ("GET", "/v1/payments/PAY_1?refresh=TRUE".to_owned()),
+            ("GET", "/v1/payments/PAY_1?dryRun=true".to_owned()),
+            ("GET", "/v1/whoami?x=1".to_owned()),
+            ("POST", "/v1/cards?x=1".to_owned()),
+            ("POST", "/v1/cards?dryRun=true".to_owned()),
+            ("POST", "/v1/payments?dryrun=true".to_owned()),
+            ("POST", "/v1/payments?dryRun=yes".to_owned()),
+            ("POST", "/v1/payments?refresh=true".to_owned()),
+            ("PATCH", format!("/v1/cards/{card_id}?x=1")),
+            ("PUT", format!("/v1/cards/{card_id}/cvv?paymentRequestId=a")),
+            ("DELETE", format!("/v1/cards/{card_id}?dryRun=true")),
+            ("GET", format!("/v1/cards/{card_id}?expand=pan")),
+        ] {
+            let sent = (method != "GET").then_some(body.as_bytes());
+            let answer = wire.request(method, &target, sent).await.unwrap_or_else(|e| panic!("{target}: {e}"));
+            assert_eq!(
+                (answer.status, answer.text_at("/code").as_str()),
+                (400, "invalid_query"),
+                "{method} {target}"
+            );
+            assert_constant(&answer);
+            // What was refused unread may have cost the connection.
+            wire = Wire::client(&vault, "checkout").await;
+        }
+        let card = vault.client("checkout").get(&format!("/v1/cards/{card_id}")).await.expect(200);
+        assert!(card.json()["cvvHeldUntil"].is_null());
+        assert!(vault.sandbox.recent_calls().is_empty());
+        vault.finish(&[&pan, &stray, CVV]).await;
     }
-    for (method, target) in [
-        ("GET", format!("/v1/cards?{stray}")),
-        ("GET", format!("/v1/cards?pan={stray}")),
-        ("GET", format!("/v1/cards?referenceBuyerId={stray}")),
-        ("GET", format!("/v1/cards?fingerprint={stray}")),
-        ("GET", format!("/v1/cards?after={stray}")),
-        ("GET", format!("/v1/payments?after={stray}")),
-        ("GET", format!("/v1/payments?cardId={stray}")),
-        ("GET", format!("/v1/payments?status={stray}")),
-        ("GET", "/v1/cards?limit=1&limit=1".to_owned()),
-        ("GET", "/v1/cards?limit=0".to_owned()),
-        ("GET", "/v1/cards?limit=101".to_owned()),
-        ("GET", "/v1/cards?limit=-1".to_owned()),
-        ("GET", "/v1/cards?limit=+1".to_owned()),
-        ("GET", "/v1/cards?limit=%2B1".to_owned()),
-        ("GET", "/v1/cards?limit=01".to_owned()),
-        ("GET", "/v1/cards?limit=1e1".to_owned()),
-        ("GET", "/v1/cards?limit=99999999999999999999".to_owned()),
-        ("GET", "/v1/cards?limit=".to_owned()),
-        ("GET", "/v1/cards?limit".to_owned()),
-        ("GET", "/v1/cards?Limit=1".to_owned()),
-        ("GET", "/v1/cards?%6cimit=1".to_owned()),
-        ("GET", "/v1/cards?limit=1;after=x".to_owned()),
-        ("GET", "/v1/cards?referenceBuyerId=%00".to_owned()),
-        ("GET", "/v1/cards?referenceBuyerId=%ff".to_owned()),
-        ("GET", "/v1/cards?referenceBuyerId=%0a".to_owned()),
-        ("GET", "/v1/payments?status=authorized".to_owned()),
-        ("GET", "/v1/payments/PAY_1?refresh=1".to_owned()),
-        ("GET", "/v1/payments/PAY_1?refresh=TRUE".to_owned()),
-        ("GET", "/v1/payments/PAY_1?dryRun=true".to_owned()),
-        ("GET", "/v1/whoami?x=1".to_owned()),
-        ("POST", "/v1/cards?x=1".to_owned()),
-        ("POST", "/v1/cards?dryRun=true".to_owned()),
-        ("POST", "/v1/payments?dryrun=true".to_owned()),
-        ("POST", "/v1/payments?dryRun=yes".to_owned()),
-        ("POST", "/v1/payments?refresh=true".to_owned()),
-        ("PATCH", format!("/v1/cards/{card_id}?x=1")),
-        ("PUT", format!("/v1/cards/{card_id}/cvv?paymentRequestId=a")),
-        ("DELETE", format!("/v1/cards/{card_id}?dryRun=true")),
-        ("GET", format!("/v1/cards/{card_id}?expand=pan")),
-    ] {
-        let sent = (method != "GET").then_some(body.as_bytes());
-        let answer = wire.request(method, &target, sent).await.unwrap_or_else(|e| panic!("{target}: {e}"));
-        assert_eq!(
-            (answer.status, answer.text_at("/code").as_str()),
-            (400, "invalid_query"),
-            "{method} {target}"
-        );
-        assert_constant(&answer);
-        // What was refused unread may have cost the connection.
-        wire = Wire::client(&vault, "checkout").await;
-    }
-    let card = vault.client("checkout").get(&format!("/v1/cards/{card_id}")).await.expect(200);
-    assert!(card.json()["cvvHeldUntil"].is_null());
-    assert!(vault.sandbox.recent_calls().is_empty());
-    vault.finish(&[&pan, &stray, CVV]).await;
 }
 
 both_engines! {
@@ -849,96 +849,96 @@ both_engines! {
     }
 }
 
-/// Methods and forms of a request's line that the API does not have.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_methods_and_targets_are_answered_plainly() {
-    let db = Database::sqlite();
-    let vault = TestVault::start(&db).await;
-    let pan = fresh_pan();
-    let card_id = vault.client("checkout").card(&pan).await;
-    let card_path = format!("/v1/cards/{card_id}");
-    for (method, target, status) in [
-        ("OPTIONS", "/v1/cards", 405),
-        ("TRACE", "/v1/cards", 405),
-        ("PUT", "/v1/cards", 405),
-        ("DELETE", "/v1/cards", 405),
-        ("PATCH", "/v1/payments", 405),
-        ("POST", card_path.as_str(), 405),
-        ("get", "/v1/cards", 405),
-        ("PROPFIND", "/v1/cards", 405),
-        ("M-SEARCH", "/v1/whoami", 405),
-        ("OPTIONS", "*", 404),
-        ("CONNECT", "example.com:443", 404),
-        ("GET", "*", 404),
-    ] {
-        let mut wire = Wire::client(&vault, "checkout").await;
-        let answer = wire.request(method, target, None).await;
-        match answer {
-            Ok(answer) => {
-                let bare = answer.text.is_empty() && (400..500).contains(&answer.status);
-                assert!(
-                    bare || answer.status == status,
-                    "{method} {target}: {} {}",
-                    answer.status,
-                    answer.text
-                );
-                if !bare {
-                    assert_constant(&answer);
+both_engines! {
+    /// Methods and forms of a request's line that the API does not have.
+    async fn odd_methods_and_targets_are_answered_plainly(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let pan = fresh_pan();
+        let card_id = vault.client("checkout").card(&pan).await;
+        let card_path = format!("/v1/cards/{card_id}");
+        for (method, target, status) in [
+            ("OPTIONS", "/v1/cards", 405),
+            ("TRACE", "/v1/cards", 405),
+            ("PUT", "/v1/cards", 405),
+            ("DELETE", "/v1/cards", 405),
+            ("PATCH", "/v1/payments", 405),
+            ("POST", card_path.as_str(), 405),
+            ("get", "/v1/cards", 405),
+            ("PROPFIND", "/v1/cards", 405),
+            ("M-SEARCH", "/v1/whoami", 405),
+            ("OPTIONS", "*", 404),
+            ("CONNECT", "example.com:443", 404),
+            ("GET", "*", 404),
+        ] {
+            let mut wire = Wire::client(&vault, "checkout").await;
+            let answer = wire.request(method, target, None).await;
+            match answer {
+                Ok(answer) => {
+                    let bare = answer.text.is_empty() && (400..500).contains(&answer.status);
+                    assert!(
+                        bare || answer.status == status,
+                        "{method} {target}: {} {}",
+                        answer.status,
+                        answer.text
+                    );
+                    if !bare {
+                        assert_constant(&answer);
+                    }
+                    if answer.status == 405 {
+                        assert!(answer.headers.contains_key("allow"), "{method} {target}");
+                    }
                 }
-                if answer.status == 405 {
-                    assert!(answer.headers.contains_key("allow"), "{method} {target}");
-                }
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{method} {target}"),
             }
-            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{method} {target}"),
         }
-    }
-    let mut wire = Wire::client(&vault, "checkout").await;
-    let head = wire.request("HEAD", "/v1/cards", None).await.expect("an answer");
-    assert_eq!((head.status, head.text.as_str()), (200, ""));
-    // RFC 9112 section 3.2.2: a server takes the absolute form too.
-    let answer = wire.request("GET", "https://elsewhere.example/v1/whoami", None).await.expect("an answer");
-    assert_eq!(answer.status, 200);
-    // Past the limits of a request's line and headers, HTTP itself answers, or the connection goes.
-    let long = "x".repeat(100_000);
-    let many: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
-    for request in [
-        format!("GET /v1/cards/{long} HTTP/1.1\r\nhost: vault\r\n\r\n"),
-        format!("GET /v1/cards?after={long} HTTP/1.1\r\nhost: vault\r\n\r\n"),
-        format!("GET /v1/cards HTTP/1.1\r\nhost: vault\r\nx: {long}\r\n\r\n"),
-        format!("GET /v1/cards HTTP/1.1\r\nhost: vault\r\n{many}\r\n"),
-        "GET /v1/cards HTTP/2.0\r\nhost: vault\r\n\r\n".to_owned(),
-        "GET /v1/cards\r\n\r\n".to_owned(),
-        "GET /v1/cards HTTP/1.1\r\nhost vault\r\n\r\n".to_owned(),
-        "GET /v1/\u{1}cards HTTP/1.1\r\nhost: vault\r\n\r\n".to_owned(),
-        "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ncontent-length: -1\r\n\r\n".to_owned(),
-        "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}"
-            .to_owned(),
-        "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".to_owned(),
-        "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ntransfer-encoding: gzip\r\n\r\n".to_owned(),
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
-        format!("{}\r\n\r\n", "A".repeat(40_000)),
-    ] {
         let mut wire = Wire::client(&vault, "checkout").await;
-        let _ = wire.send(request.as_bytes()).await;
-        match wire.answer().await {
-            Ok(answer) => {
-                let shown = &request[..request.len().min(60)];
-                assert!((400..500).contains(&answer.status), "{shown}: {}", answer.status);
-                assert!(!answer.text.contains("xxxx"));
-            }
-            Err(error) => assert!(
-                matches!(
-                    error.kind(),
-                    std::io::ErrorKind::UnexpectedEof
-                        | std::io::ErrorKind::ConnectionReset
-                        | std::io::ErrorKind::BrokenPipe
+        let head = wire.request("HEAD", "/v1/cards", None).await.expect("an answer");
+        assert_eq!((head.status, head.text.as_str()), (200, ""));
+        // RFC 9112 section 3.2.2: a server takes the absolute form too.
+        let answer = wire.request("GET", "https://elsewhere.example/v1/whoami", None).await.expect("an answer");
+        assert_eq!(answer.status, 200);
+        // Past the limits of a request's line and headers, HTTP itself answers, or the connection goes.
+        let long = "x".repeat(100_000);
+        let many: String = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect();
+        for request in [
+            format!("GET /v1/cards/{long} HTTP/1.1\r\nhost: vault\r\n\r\n"),
+            format!("GET /v1/cards?after={long} HTTP/1.1\r\nhost: vault\r\n\r\n"),
+            format!("GET /v1/cards HTTP/1.1\r\nhost: vault\r\nx: {long}\r\n\r\n"),
+            format!("GET /v1/cards HTTP/1.1\r\nhost: vault\r\n{many}\r\n"),
+            "GET /v1/cards HTTP/2.0\r\nhost: vault\r\n\r\n".to_owned(),
+            "GET /v1/cards\r\n\r\n".to_owned(),
+            "GET /v1/cards HTTP/1.1\r\nhost vault\r\n\r\n".to_owned(),
+            "GET /v1/\u{1}cards HTTP/1.1\r\nhost: vault\r\n\r\n".to_owned(),
+            "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ncontent-length: -1\r\n\r\n".to_owned(),
+            "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}"
+                .to_owned(),
+            "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".to_owned(),
+            "POST /v1/cards HTTP/1.1\r\nhost: vault\r\ntransfer-encoding: gzip\r\n\r\n".to_owned(),
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+            format!("{}\r\n\r\n", "A".repeat(40_000)),
+        ] {
+            let mut wire = Wire::client(&vault, "checkout").await;
+            let _ = wire.send(request.as_bytes()).await;
+            match wire.answer().await {
+                Ok(answer) => {
+                    let shown = &request[..request.len().min(60)];
+                    assert!((400..500).contains(&answer.status), "{shown}: {}", answer.status);
+                    assert!(!answer.text.contains("xxxx"));
+                }
+                Err(error) => assert!(
+                    matches!(
+                        error.kind(),
+                        std::io::ErrorKind::UnexpectedEof
+                            | std::io::ErrorKind::ConnectionReset
+                            | std::io::ErrorKind::BrokenPipe
+                    ),
+                    "{error:?}"
                 ),
-                "{error:?}"
-            ),
+            }
         }
+        vault.client("checkout").get(&card_path).await.expect(200);
+        vault.finish(&[&pan]).await;
     }
-    vault.client("checkout").get(&card_path).await.expect(200);
-    vault.finish(&[&pan]).await;
 }
 
 /// A random walk that can be walked again: xorshift64*.
@@ -1017,50 +1017,50 @@ fn mutate(good: &str, dice: &mut Dice) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// Two thousand bodies that are nearly right: no 5xx, no hang, and never the card number in an answer.
-/// `CARDVAULT_TEST_SEED` walks a walk again; it is printed when one fails.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nearly_right_bodies_never_break_anything() {
-    let db = Database::sqlite();
-    let vault = TestVault::start(&db).await;
-    let checkout = vault.client("checkout");
-    let pan = fresh_pan();
-    let card_id = checkout.card(&pan).await;
-    let seed = std::env::var("CARDVAULT_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed: u64 =
-        seed.unwrap_or_else(|| u64::from_le_bytes(cardvault::base::entropy::array().unwrap()) | 1);
-    let mut dice = Dice(seed);
-    let patch = r#"{"expiryMonth":"12","expiryYear":"30","cardholderName":{"firstName":"Tom"},"billingAddress":{"region":"CN"}}"#;
-    let routes = [
-        ("POST", "/v1/cards".to_owned(), card(&pan, "", "")),
-        ("POST", "/v1/payments".to_owned(), payment(&pan, "", None)),
-        ("PATCH", format!("/v1/cards/{card_id}"), patch.to_owned()),
-        (
-            "PUT",
-            format!("/v1/cards/{card_id}/cvv"),
-            r#"{"cvv":"8507","paymentRequestId":"PAY_1"}"#.to_owned(),
-        ),
-    ];
-    for turn in 0..2_000 {
-        let (method, path, good) = &routes[[0, 0, 0, 1, 1, 1, 1, 2, 3][dice.below(9)]];
-        let body = mutate(good, &mut dice);
-        let headers = [("content-type", "application/json")];
-        let call = checkout.try_call(method, path, &headers, Some(body.clone()));
-        let told = format!("seed {seed}, turn {turn}: {method} {path}");
-        let answer = tokio::time::timeout(Duration::from_secs(30), call).await;
-        let Ok(Ok(answer)) = answer else {
-            say(&told);
-            panic!("{told}: no answer")
-        };
-        if answer.status >= 500 {
-            say(&format!("{told}: {}\n{}", String::from_utf8_lossy(&body), vault.logged_errors()));
+both_engines! {
+    /// Two thousand bodies that are nearly right: no 5xx, no hang, and never the card number in an answer.
+    /// `CARDVAULT_TEST_SEED` walks a walk again; it is printed when one fails.
+    async fn nearly_right_bodies_never_break_anything(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card_id = checkout.card(&pan).await;
+        let seed = std::env::var("CARDVAULT_TEST_SEED").ok().and_then(|text| text.parse().ok());
+        let seed: u64 =
+            seed.unwrap_or_else(|| u64::from_le_bytes(cardvault::base::entropy::array().unwrap()) | 1);
+        let mut dice = Dice(seed);
+        let patch = r#"{"expiryMonth":"12","expiryYear":"30","cardholderName":{"firstName":"Tom"},"billingAddress":{"region":"CN"}}"#;
+        let routes = [
+            ("POST", "/v1/cards".to_owned(), card(&pan, "", "")),
+            ("POST", "/v1/payments".to_owned(), payment(&pan, "", None)),
+            ("PATCH", format!("/v1/cards/{card_id}"), patch.to_owned()),
+            (
+                "PUT",
+                format!("/v1/cards/{card_id}/cvv"),
+                r#"{"cvv":"8507","paymentRequestId":"PAY_1"}"#.to_owned(),
+            ),
+        ];
+        for turn in 0..2_000 {
+            let (method, path, good) = &routes[[0, 0, 0, 1, 1, 1, 1, 2, 3][dice.below(9)]];
+            let body = mutate(good, &mut dice);
+            let headers = [("content-type", "application/json")];
+            let call = checkout.try_call(method, path, &headers, Some(body.clone()));
+            let told = format!("seed {seed}, turn {turn}: {method} {path}");
+            let answer = tokio::time::timeout(Duration::from_secs(30), call).await;
+            let Ok(Ok(answer)) = answer else {
+                say(&told);
+                panic!("{told}: no answer")
+            };
+            if answer.status >= 500 {
+                say(&format!("{told}: {}\n{}", String::from_utf8_lossy(&body), vault.logged_errors()));
+            }
+            assert!(answer.status < 500, "{told}: {} {}", answer.status, answer.text);
+            assert!(leak::find(&[&pan], answer.text.as_bytes()).is_empty(), "{told}: the card number came back");
+            if answer.status >= 400 {
+                assert_constant(&answer);
+            }
         }
-        assert!(answer.status < 500, "{told}: {} {}", answer.status, answer.text);
-        assert!(leak::find(&[&pan], answer.text.as_bytes()).is_empty(), "{told}: the card number came back");
-        if answer.status >= 400 {
-            assert_constant(&answer);
-        }
+        checkout.get(&format!("/v1/cards/{card_id}")).await.expect(200);
+        vault.finish(&[&pan]).await;
     }
-    checkout.get(&format!("/v1/cards/{card_id}")).await.expect(200);
-    vault.finish(&[&pan]).await;
 }
