@@ -4,7 +4,7 @@ use std::io::Read;
 
 use crate::config::Config;
 use crate::store::backend::{Db, Options, StoreError};
-use crate::store::facts::{self, Postgres};
+use crate::store::facts::{self, Postgres, Sqlite};
 use crate::store::migrate;
 
 use super::Line;
@@ -42,8 +42,8 @@ fn cannot(error: &StoreError) -> Line {
 
 async fn sqlite(config: &Config, db: &Db) -> Vec<Line> {
     let mut lines = Vec::new();
-    match db.sqlite_version().await {
-        Ok(version) => lines.push(Line::pass(AREA, format!("SQLite {version}; every connection of the vault sets synchronous=FULL, secure_delete and foreign_keys"))),
+    match facts::sqlite(db).await {
+        Ok(facts) => lines.push(judge_sqlite(&facts)),
         Err(error) => return vec![cannot(&error)],
     }
     lines.push(match is_wal(&config.database.url) {
@@ -57,6 +57,32 @@ async fn sqlite(config: &Config, db: &Db) -> Vec<Line> {
     });
     lines.push(schema(db).await);
     lines
+}
+
+/// What is right and wrong with a connection to SQLite, as every one of the vault is opened.
+fn judge_sqlite(facts: &Sqlite) -> Line {
+    let synchronous = match facts.synchronous {
+        0 => "OFF",
+        1 => "NORMAL",
+        2 => "FULL",
+        3 => "EXTRA",
+        _ => "unknown",
+    };
+    let on = |set: bool| if set { "on" } else { "off" };
+    let told = format!(
+        "SQLite {}; connections have synchronous {synchronous}, secure_delete {}, foreign_keys {}",
+        facts.version,
+        on(facts.secure_delete == 1),
+        on(facts.foreign_keys)
+    );
+    if matches!(facts.synchronous, 2 | 3) && facts.secure_delete == 1 && facts.foreign_keys {
+        return Line::pass(AREA, told);
+    }
+    Line::fail(
+        AREA,
+        format!("{told}: the vault asks for FULL, on and on"),
+        "this program was built with another SQLite; take one whose settings hold",
+    )
 }
 
 /// Whether the file's header says that its journal is a write-ahead log (SQLite's file format, section 1.3).
@@ -152,6 +178,15 @@ fn judge(facts: &Postgres) -> Vec<Line> {
             "log_parameter_max_length = 0 and log_parameter_max_length_on_error = 0",
         )
     });
+    for (name, setting, what) in [
+        ("fsync", &facts.fsync, "a crash of the machine can lose or damage everything"),
+        ("full_page_writes", &facts.full_page_writes, "a crash of the machine can leave pages half written"),
+    ] {
+        lines.push(match setting.as_str() {
+            "on" => Line::pass(AREA, format!("{name} is on")),
+            other => Line::fail(AREA, format!("{name} is {other}: {what}"), format!("{name} = on")),
+        });
+    }
     lines.push(match facts.synchronous_commit.as_str() {
         "off" | "local" => Line::fail(
             AREA,
@@ -192,9 +227,26 @@ mod tests {
             alters_audit: false,
             now: Millis(0),
             log_parameters: ("0".into(), "0".into()),
+            fsync: "on".into(),
+            full_page_writes: "on".into(),
             synchronous_commit: "on".into(),
             checksums: "on".into(),
             password_encryption: "scram-sha-256".into(),
+        }
+    }
+
+    #[test]
+    fn sqlite_must_wait_for_the_disk_and_overwrite() {
+        let good = Sqlite { version: "3.51.3".into(), synchronous: 2, secure_delete: 1, foreign_keys: true };
+        assert_eq!(judge_sqlite(&good).verdict, Verdict::Pass);
+        for bad in [
+            Sqlite { synchronous: 0, ..good.clone() },
+            Sqlite { synchronous: 1, ..good.clone() },
+            Sqlite { secure_delete: 0, ..good.clone() },
+            Sqlite { secure_delete: 2, ..good.clone() },
+            Sqlite { foreign_keys: false, ..good.clone() },
+        ] {
+            assert_eq!(judge_sqlite(&bad).verdict, Verdict::Fail, "{bad:?}");
         }
     }
 
@@ -203,7 +255,7 @@ mod tests {
     fn each_fact_has_its_line() {
         assert!(judge(&good()).iter().all(|line| line.verdict == Verdict::Pass));
         type Break = fn(&mut Postgres);
-        let broken: [(Break, Verdict, &str); 10] = [
+        let broken: [(Break, Verdict, &str); 12] = [
             (|it| it.tls = None, Verdict::Warn, "not encrypted"),
             (|it| it.powers = vec!["is a superuser"], Verdict::Warn, "superuser"),
             (|it| it.owns_tables = true, Verdict::Warn, "owns"),
@@ -211,6 +263,8 @@ mod tests {
             (|it| it.closed_tables = 2, Verdict::Fail, "2 tables"),
             (|it| it.alters_audit = true, Verdict::Warn, "audit"),
             (|it| it.log_parameters.1 = "-1".into(), Verdict::Warn, "parameters"),
+            (|it| it.fsync = "off".into(), Verdict::Fail, "fsync is off"),
+            (|it| it.full_page_writes = "off".into(), Verdict::Fail, "full_page_writes is off"),
             (|it| it.synchronous_commit = "off".into(), Verdict::Fail, "synchronous_commit"),
             (|it| it.checksums = "off".into(), Verdict::Warn, "checksums"),
             (|it| it.password_encryption = "md5".into(), Verdict::Warn, "md5"),

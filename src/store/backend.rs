@@ -229,6 +229,17 @@ pub enum Work {
     Transaction,
 }
 
+/// What every connection to SQLite has, also one that only looks: `cardvault doctor` reads it back.
+fn sqlite_options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
+    Ok(SqliteConnectOptions::from_str(url)
+        .map_err(|_| StoreError::Url)?
+        // NORMAL can lose an acknowledged card with the power.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(WAIT)
+        .pragma("secure_delete", "on"))
+}
+
 /// Something that a [`Turnstile`] does in its own time.
 pub type Turn<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
@@ -280,7 +291,7 @@ impl Db {
             let pool = lender(2, connect);
             return Ok(Self { engine: Engine::Postgres { groups: pool.clone(), pool }, turnstile: None });
         }
-        let connect = SqliteConnectOptions::from_str(&options.url).map_err(|_| StoreError::Url)?;
+        let connect = sqlite_options(&options.url)?;
         // Where nobody has the database open there is no log beside it, and reading must not make one.
         let beside = |end: &str| {
             let mut name = connect.get_filename().as_os_str().to_owned();
@@ -288,7 +299,7 @@ impl Db {
             Path::new(&name).exists()
         };
         let served = beside("-wal") && beside("-shm");
-        let connect = connect.create_if_missing(false).read_only(true).immutable(!served).busy_timeout(WAIT);
+        let connect = connect.create_if_missing(false).read_only(true).immutable(!served);
         let pool =
             SqlitePoolOptions::new().max_connections(1).acquire_timeout(WAIT).connect_lazy_with(connect);
         let pool = Lender::new(pool);
@@ -298,15 +309,7 @@ impl Db {
     }
 
     async fn open_sqlite(url: &str) -> Result<Self, StoreError> {
-        let connect = SqliteConnectOptions::from_str(url)
-            .map_err(|_| StoreError::Url)?
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // NORMAL can lose an acknowledged card with the power.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(WAIT)
-            .pragma("secure_delete", "on");
+        let connect = sqlite_options(url)?.create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
         make_private(connect.get_filename())?;
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
@@ -731,6 +734,26 @@ impl Tx {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Read back on the writer and on all readers, held at once so that each is another connection.
+    #[tokio::test]
+    async fn every_connection_to_sqlite_waits_for_the_disk() {
+        const SETTINGS: &str =
+            "SELECT synchronous, journal_mode FROM pragma_synchronous, pragma_journal_mode";
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("cardvault.db").display());
+        let db = Db::open(&Options { url, password_file: None }).await.expect("a database");
+        let Engine::Sqlite { writer, readers } = &db.engine else { panic!("SQLite was asked for") };
+        let mut all = vec![writer.lend().await.expect("the writer")];
+        for _ in 0..CONNECTIONS {
+            all.push(readers.lend().await.expect("a reader"));
+        }
+        for lent in &mut all {
+            let connection = lent.connection().expect("open");
+            let row = sqlx::query(SETTINGS).fetch_one(connection).await.expect("the settings");
+            assert_eq!((row.get::<i64, _>(0), row.get::<String, _>(1)), (2, "wal".to_owned()));
+        }
+    }
 
     #[test]
     fn faults_that_pass_are_told_from_those_that_stay() {

@@ -3,6 +3,32 @@
 use super::backend::{Db, StoreError};
 use crate::base::clock::Millis;
 
+/// What SQLite says of a connection that is opened as all of the vault's are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sqlite {
+    /// `3.51.3` and the like.
+    pub version: String,
+    /// 0 is OFF, 1 NORMAL, 2 FULL, 3 EXTRA.
+    pub synchronous: i64,
+    /// Whether what is deleted is overwritten: 0 is no, 1 yes, 2 only where that costs nothing.
+    pub secure_delete: i64,
+    /// Whether foreign keys are looked after.
+    pub foreign_keys: bool,
+}
+
+/// Asks SQLite.
+pub async fn sqlite(db: &Db) -> Result<Sqlite, StoreError> {
+    const SETTINGS: &str = "SELECT sqlite_version() AS version, synchronous, secure_delete, foreign_keys \
+         FROM pragma_synchronous, pragma_secure_delete, pragma_foreign_keys";
+    let row = db.find(SETTINGS, &[]).await?.ok_or(StoreError::Damaged)?;
+    Ok(Sqlite {
+        version: row.text("version")?,
+        synchronous: row.int("synchronous")?,
+        secure_delete: row.int("secure_delete")?,
+        foreign_keys: row.int("foreign_keys")? != 0,
+    })
+}
+
 /// What PostgreSQL says of this connection, its role, and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Postgres {
@@ -24,6 +50,10 @@ pub struct Postgres {
     pub now: Millis,
     /// `log_parameter_max_length`, and the same on errors.
     pub log_parameters: (String, String),
+    /// `fsync` and `full_page_writes`.
+    pub fsync: String,
+    /// See above.
+    pub full_page_writes: String,
     /// `synchronous_commit`, `data_checksums`, `password_encryption`.
     pub synchronous_commit: String,
     /// See above.
@@ -42,6 +72,7 @@ pub async fn postgres(db: &Db) -> Result<Postgres, StoreError> {
          (EXTRACT(EPOCH FROM clock_timestamp()) * 1000)::bigint AS now, \
          current_setting('log_parameter_max_length') AS logged, \
          current_setting('log_parameter_max_length_on_error') AS logged_on_error, \
+         current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_pages, \
          current_setting('synchronous_commit') AS synchronous, \
          current_setting('data_checksums') AS checksums, \
          current_setting('password_encryption') AS passwords \
@@ -79,6 +110,8 @@ pub async fn postgres(db: &Db) -> Result<Postgres, StoreError> {
         alters_audit: tables.int("audit")? != 0,
         now: Millis(role.int("now")?),
         log_parameters: (role.text("logged")?, role.text("logged_on_error")?),
+        fsync: role.text("fsync")?,
+        full_page_writes: role.text("full_pages")?,
         synchronous_commit: role.text("synchronous")?,
         checksums: role.text("checksums")?,
         password_encryption: role.text("passwords")?,

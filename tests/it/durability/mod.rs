@@ -3,6 +3,7 @@
 //! was made to fail.
 
 mod load;
+mod syncs;
 mod truth;
 
 use std::sync::Arc;
