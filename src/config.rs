@@ -18,8 +18,18 @@ use crate::ops::keys::KeyPolicy;
 /// Environment variables that override keys of the single sections: `CARDVAULT_API_LISTEN` is
 /// `listen` of `[api]`.
 const PREFIX: &str = "CARDVAULT_";
-/// The sections that variables can reach.
-const SECTIONS: &[&str] = &["api", "notify", "ops", "database", "keys", "retention"];
+/// The tables that variables can reach: all but the lists (`[[gateway]]` and the like), whose tables have no
+/// names of their own. One inside another stands before it: its variables begin like the other's.
+const SECTIONS: &[(&str, &[&str])] = &[
+    ("api", &["api"]),
+    ("notify", &["notify"]),
+    ("ops", &["ops"]),
+    ("database", &["database"]),
+    ("keys_hsm", &["keys", "hsm"]),
+    ("keys", &["keys"]),
+    ("retention", &["retention"]),
+    ("doctor", &["doctor"]),
+];
 /// Variables of the command line and of the tests, which are no keys.
 const NOT_KEYS: &[&str] = &["CARDVAULT_CONFIG", "CARDVAULT_LOG"];
 /// Beginnings of variables that the tests read, and that the programs which they start inherit.
@@ -749,23 +759,36 @@ fn override_key(table: &mut toml::Table, name: &str, value: &str) -> Result<(), 
     let is_key = !of_tests && !NOT_KEYS.contains(&name);
     let Some(rest) = name.strip_prefix(PREFIX).filter(|_| is_key) else { return Ok(()) };
     let rest = rest.to_ascii_lowercase();
-    let found = SECTIONS.iter().find_map(|section| {
-        rest.strip_prefix(section).and_then(|rest| rest.strip_prefix('_')).map(|key| (*section, key))
+    let found = SECTIONS.iter().find_map(|(beginning, tables)| {
+        rest.strip_prefix(beginning).and_then(|rest| rest.strip_prefix('_')).map(|key| (*tables, key))
     });
-    let Some((section, key)) = found else {
+    let Some((tables, key)) = found else {
         return Err(ConfigError::Key(format!(
             "the environment variable {name} is no key of the configuration"
         )));
     };
-    let place = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-    let place = place.as_table_mut().ok_or_else(|| ConfigError::Key(format!("{section}: a section")))?;
-    let typed = match (value.parse::<i64>(), value.parse::<bool>()) {
-        (Ok(number), _) => toml::Value::Integer(number),
-        (_, Ok(flag)) => toml::Value::Boolean(flag),
-        _ => toml::Value::String(value.to_owned()),
-    };
-    place.insert(key.to_owned(), typed);
+    let mut place = table;
+    for section in tables {
+        let inner = place.entry(*section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        place = inner.as_table_mut().ok_or_else(|| ConfigError::Key(format!("{section}: a section")))?;
+    }
+    place.insert(key.to_owned(), typed(value));
     Ok(())
+}
+
+/// A variable's value: a number, a flag, what TOML takes for a list or a text in quotes, or else a text as it is.
+fn typed(value: &str) -> toml::Value {
+    if let Ok(number) = value.parse() {
+        return toml::Value::Integer(number);
+    }
+    if let Ok(flag) = value.parse() {
+        return toml::Value::Boolean(flag);
+    }
+    let as_toml = format!("value = {value}").parse::<toml::Table>().ok();
+    match as_toml.and_then(|mut table| table.remove("value")) {
+        Some(read @ (toml::Value::Array(_) | toml::Value::String(_))) => read,
+        _ => toml::Value::String(value.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -843,8 +866,36 @@ mod tests {
             with("CARDVAULT_RETENTION_UNATTACHED_CARD_HOURS", "1").map(|c| c.retention.unattached_card_hours),
             Ok(1)
         );
+        let forbidden =
+            |value| with("CARDVAULT_DOCTOR_FORBIDDEN", value).map(|config| config.doctor.forbidden);
+        assert_eq!(
+            forbidden(r#"["10.0.0.1:22", "[fd00::1]:22"]"#),
+            Ok(vec!["10.0.0.1:22".to_owned(), "[fd00::1]:22".to_owned()])
+        );
+        assert!(forbidden("10.0.0.1:22").is_err_and(|error| error.contains("doctor.forbidden")));
+        assert_eq!(with("CARDVAULT_API_LISTEN", "[::1]:1").map(|c| c.api.listen.port()), Ok(1));
+        assert!(with("CARDVAULT_DOCTOR_COLOUR", "1").is_err_and(|error| error.contains("colour")));
         assert!(with("CARDVAULT_API_COLOUR", "1").is_err_and(|error| error.contains("colour")));
         assert!(with("CARDVAULT_COLOUR", "1").is_err_and(|error| error.contains("CARDVAULT_COLOUR")));
         assert!(with("HOME", "/").is_ok() && with("CARDVAULT_LOG", "debug").is_ok());
+    }
+
+    #[test]
+    fn variables_reach_a_table_inside_another_and_make_it() {
+        let with = |variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            Config::parse(EXAMPLE, variables).map_err(|error| error.to_string())
+        };
+        let module = ("CARDVAULT_KEYS_HSM_MODULE", "/lib/softhsm.so");
+        let token = ("CARDVAULT_KEYS_HSM_TOKEN", "\"4711\"");
+        let pin = ("CARDVAULT_KEYS_HSM_PIN_FILE", "/run/pin");
+        let keys = with(&[module, token, pin]).unwrap_or_else(|error| panic!("{error}")).keys;
+        let hsm = keys.hsm.unwrap_or_else(|| panic!("no HSM"));
+        assert_eq!((hsm.module.to_str(), hsm.token.as_str()), (Some("/lib/softhsm.so"), "4711"));
+        assert_eq!(hsm.pin_file.to_str(), Some("/run/pin"));
+        assert!(with(&[module]).is_err_and(|error| error.contains("token")));
+        assert!(with(&[("CARDVAULT_KEYS_HSM_COLOUR", "1")]).is_err_and(|error| error.contains("colour")));
+        let seals = with(&[("CARDVAULT_KEYS_SEALS_PER_KEY", "5")]).map(|config| config.keys.seals_per_key);
+        assert_eq!(seals, Ok(5));
     }
 }

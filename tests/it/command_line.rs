@@ -300,3 +300,29 @@ fn serve_says_ready_and_ends_well() {
     }
     leak::scan_dir(dir, &[SAMPLE_PAN, TYPED_PAN, "8507"]);
 }
+
+/// Two merchants that are paid through one client id are warned of once at the start, and one is not.
+#[test]
+fn merchants_that_share_a_client_id_are_warned_of() {
+    let folder = folder();
+    let dir = folder.path();
+    init(dir, "sqlite:cardvault.db");
+    let config = dir.join("cardvault.toml");
+    let said = || {
+        let mut serve = command(&["serve", "--config"]);
+        let mut serve = Serving::start(serve.arg(&config).env("CARDVAULT_LOG", "warn"));
+        serve.line("ready ");
+        let (code, _, err) = serve.stop();
+        assert_eq!(code, Some(0), "{err}");
+        err.lines().filter(|line| line.contains("two merchants share a gateway account")).collect::<String>()
+    };
+    let warning = said();
+    assert_eq!(warning.matches("two merchants").count(), 1, "{warning}");
+    assert!(warning.contains("\"acme\"") && warning.contains("\"globex\""), "{warning}");
+    let mut text: toml::Table = std::fs::read_to_string(&config).unwrap().parse().unwrap();
+    for (list, key) in [("merchant", "name"), ("client", "merchant")] {
+        text[list].as_array_mut().unwrap().retain(|it| it[key].as_str() != Some("globex"));
+    }
+    std::fs::write(&config, text.to_string()).unwrap();
+    assert_eq!(said(), "");
+}
