@@ -1,5 +1,7 @@
 //! The one integration binary. Stories run on real databases, both engines, a fresh one for each test;
-//! everything that is logged anywhere is captured and searched for card data.
+//! what is logged anywhere is captured and searched for card data. Too long for that are the simulation and
+//! the durability tests: there the files are searched, those of the databases, the killed programs' log. Stories
+//! of the store alone, such as half of those of the event feed, have no card in them.
 
 #[macro_use]
 mod support;

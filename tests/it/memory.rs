@@ -46,14 +46,14 @@ fn regions(pid: u32) -> Vec<Region> {
     maps.lines().filter_map(region).collect()
 }
 
-/// What is looked for.
-struct Wanted {
+/// What is looked for: many numbers at once, in the forms in which a program has them in hand.
+pub struct Wanted {
     numbers: HashSet<[u8; 16]>,
     packed: HashSet<[u8; 8]>,
 }
 
 impl Wanted {
-    fn of(pans: &[String]) -> Self {
+    pub fn of(pans: &[String]) -> Self {
         let mut wanted = Self { numbers: HashSet::new(), packed: HashSet::new() };
         for pan in pans {
             let digits: [u8; 16] = pan.as_bytes().try_into().expect("16 digits");
@@ -69,7 +69,7 @@ impl Wanted {
     }
 
     /// Copies of card data in some bytes, by kind.
-    fn count(&self, bytes: &[u8], found: &mut BTreeMap<&'static str, usize>) {
+    pub fn count(&self, bytes: &[u8], found: &mut BTreeMap<&'static str, usize>) {
         let mut add = |kind| *found.entry(kind).or_default() += 1;
         let mut run = [0_usize; 3];
         for (place, byte) in bytes.iter().enumerate() {

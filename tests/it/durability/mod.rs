@@ -6,11 +6,14 @@ mod load;
 mod syncs;
 mod truth;
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::subscriber::NoSubscriber;
 
+use super::memory::Wanted;
 use super::support::cut::{Cut, Network};
 use super::support::postgres::{Binaries, Cluster, Durability};
 use super::support::vault::{TestVault, fresh_pan};
@@ -40,7 +43,7 @@ fn rounds() -> u64 {
 }
 
 /// Runs a story whose thousands of calls are not captured by the leak guard: they would not fit. Others search
-/// what is logged.
+/// what this process logs; what the programs log, and the files, are searched at the end.
 fn quietly(story: impl Future<Output = ()>) {
     let quiet = || std::mem::forget(tracing::subscriber::set_default(NoSubscriber::new()));
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -84,8 +87,74 @@ async fn end(mut vault: TestVault, db: &Database, book: &Arc<Book>, started: Ins
     truth::settle(&mut vault, db).await;
     let told = truth::compare(&mut vault, db, book).await;
     say(&format!("{what} in {storm:?}, {:?} in all: {told}", started.elapsed()));
-    let some: Vec<String> = book.notes().cards.keys().step_by(25).cloned().collect();
-    vault.finish(&some.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let all: Vec<String> = {
+        let notes = book.notes();
+        notes.cards.keys().chain(&notes.typed).cloned().collect()
+    };
+    vault.stop().await;
+    let log = vault.dir.path().to_owned();
+    let searched = [log, db.files.clone()].iter().map(|folder| search(folder, &all)).sum::<usize>();
+    say(&format!(
+        "{what}: {} numbers, and CVVs as JSON has them, searched for in {} KiB",
+        all.len(),
+        searched / 1024
+    ));
+    // Some of them in every form that the guard knows.
+    let some: Vec<&str> = all.iter().step_by(25).map(String::as_str).collect();
+    vault.finish(&some).await;
+}
+
+/// Fails where a file below a folder holds one of the numbers, or a CVV as JSON has one; tells how much was looked
+/// through.
+fn search(folder: &Path, pans: &[String]) -> usize {
+    const CHUNK: usize = 64 * 1024;
+    // A form of a number that lies on the border of two chunks.
+    const OVERLAP: usize = 64;
+    static ZEROS: [u8; CHUNK + OVERLAP] = [0; CHUNK + OVERLAP];
+    let (wanted, mut looked) = (Wanted::of(pans), 0);
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            // A socket, or what a server has removed meanwhile.
+            let Ok(bytes) = std::fs::read(&path) else { continue };
+            let mut found = BTreeMap::new();
+            for begin in (0..bytes.len()).step_by(CHUNK) {
+                let part = &bytes[begin..bytes.len().min(begin + CHUNK + OVERLAP)];
+                // What a database keeps ready is zeros, and there is a lot of it.
+                if part != &ZEROS[..part.len()] {
+                    looked += part.len();
+                    wanted.count(part, &mut found);
+                }
+            }
+            assert!(found.is_empty(), "card data in {}: {found:?}", path.display());
+        }
+    }
+    looked
+}
+
+/// The search finds a number and a CVV wherever in a file they lie.
+#[test]
+fn a_number_in_a_file_is_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pan = fresh_pan();
+    let inner = folder.path().join("inner");
+    std::fs::create_dir(&inner).expect("a folder");
+    for (text, at) in
+        [(pan.as_str(), 64 * 1024 - 8), (pan.as_str(), 200_000), (r#""cvv":"850""#, 64 * 1024 - 3)]
+    {
+        let mut bytes = vec![0; 300_000];
+        bytes[at..at + text.len()].copy_from_slice(text.as_bytes());
+        std::fs::write(inner.join("file"), &bytes).expect("a file");
+        let found = std::panic::catch_unwind(|| search(folder.path(), std::slice::from_ref(&pan)));
+        assert!(found.is_err(), "{text} at {at}");
+    }
+    std::fs::write(inner.join("file"), vec![1; 300_000]).expect("a file");
+    assert!(search(folder.path(), std::slice::from_ref(&pan)) >= 300_000);
 }
 
 /// The real program is killed at any instant, and another one starts on its database.

@@ -203,7 +203,9 @@ impl TestVault {
         }
         let changed = self.dir.path().join("program.toml");
         std::fs::write(&changed, text.to_string()).expect("a file");
-        let log = std::fs::File::create(self.program_log()).expect("a file");
+        // Of all programs that were started here, so that nothing is lost that one of them has said.
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.program_log());
+        let log = log.expect("a file");
         let mut child = Command::new(env!("CARGO_BIN_EXE_cardvault"));
         for name in FOR_TESTS {
             child.env_remove(name);
