@@ -33,6 +33,7 @@ mod ops_plane;
 mod outage;
 mod payments;
 mod retention;
+mod sabotage;
 mod scrubbing;
 mod sealing;
 mod simulation;
