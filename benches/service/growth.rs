@@ -1,5 +1,6 @@
-//! What tokenising and reading cost as the table grows. It is filled in SQL, by rows as wide as the vault's
-//! that hold random bytes: nobody opens them.
+//! What tokenising and reading cost as the tables grow: cards, and with each its event and its audit row. They are
+//! filled in SQL, by rows as wide as the vault's that hold random bytes: nobody opens them. Cards that are read
+//! are stored between them, so that they lie as far apart as a caller's would.
 
 use std::time::{Duration, Instant};
 
@@ -11,25 +12,29 @@ use super::vault::{Numbers, reading, tokenising};
 use super::{Ground, Options, head, line, median, say};
 
 /// Rows of one statement.
-const CHUNK: u64 = 100_000;
+const CHUNK: u64 = 10_000;
+/// Cards that are stored by the vault itself before each of them, to be read.
+const REAL: usize = 20;
 
 /// Measures at each size, in the order in which they were given.
 pub async fn measure(options: &Options, ground: &Ground) {
+    let mut numbers = Numbers::new();
     let mut cards = Vec::new();
-    for pan in Numbers::new().take(200) {
-        cards.push(ground.card(&pan).await);
-    }
+    store(ground, &mut numbers, &mut cards).await;
     let widths = ground.widths().await;
     let mut have = 0;
     for &size in &options.growth {
         let begin = Instant::now();
         while have < size {
             let more = CHUNK.min(size - have);
-            ground.execute(&fill(ground, widths, more)).await;
+            store(ground, &mut numbers, &mut cards).await;
+            for statement in fill(ground, widths, have, more) {
+                ground.execute(&statement).await;
+            }
             have += more;
         }
         if ground.cluster.is_some() {
-            ground.execute("VACUUM ANALYZE cards").await;
+            ground.execute("VACUUM ANALYZE").await;
         }
         head(&format!(
             "{}: {size} cards (filled in {:.0} s); tokenise, then read",
@@ -54,30 +59,57 @@ pub async fn measure(options: &Options, ground: &Ground) {
     say("");
 }
 
-fn fill(ground: &Ground, widths: Widths, rows: u64) -> String {
-    let columns = "INSERT INTO cards (card_id, merchant, buyer, fingerprint, brand, bin, last4, pan, details, \
-         typed_at, version, created_at, updated_at)";
+/// Stores cards as callers do.
+async fn store(ground: &Ground, numbers: &mut Numbers, cards: &mut Vec<String>) {
+    for pan in numbers.take(REAL) {
+        cards.push(ground.card(&pan).await);
+    }
+}
+
+/// The statements that add so many rows to each table that has `have` of them.
+fn fill(ground: &Ground, widths: Widths, have: u64, rows: u64) -> [String; 3] {
     // Of today: what is old is swept away meanwhile.
     let now = SystemClock.now().0;
-    let rest = format!("{now}, 1, {now}, {now}");
     let Widths { pan, details } = widths;
-    if ground.cluster.is_some() {
-        let random = "sha256((random()::text || n)::bytea)";
+    let (random, name, wide): (&str, &str, &dyn Fn(usize) -> String) = if ground.cluster.is_some() {
         let wide = |bytes: usize| {
-            let all = vec![random; bytes.div_ceil(32)].join(" || ");
+            let all = ["sha256((random()::text || n)::bytea)"].repeat(bytes.div_ceil(32)).join(" || ");
             format!("substr({all}, 1, {bytes})")
         };
-        format!(
-            "{columns} SELECT 'card_' || upper(md5(random()::text || n)), 'acme', '', {random}, 'VISA', '411111', \
-             '1111', {}, {}, {rest} FROM generate_series(1, {rows}) AS n",
-            wide(pan),
-            wide(details)
-        )
+        ("sha256((random()::text || n)::bytea)", "upper(md5(random()::text || n))", &{ wide })
     } else {
+        ("randomblob(32)", "hex(randomblob(16))", &|bytes| format!("randomblob({bytes})"))
+    };
+    let from = if ground.cluster.is_some() {
+        format!("FROM generate_series({have}, {have} + {rows} - 1) AS n")
+    } else {
+        format!("FROM numbers WHERE n < {have} + {rows}")
+    };
+    let with = if ground.cluster.is_some() {
+        String::new()
+    } else {
+        let end = have + rows;
         format!(
-            "{columns} WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {rows}) \
-             SELECT 'card_' || hex(randomblob(16)), 'acme', '', randomblob(32), 'VISA', '411111', '1111', \
-             randomblob({pan}), randomblob({details}), {rest} FROM numbers"
+            "WITH RECURSIVE numbers (n) AS (SELECT {have} UNION ALL SELECT n + 1 FROM numbers WHERE n < {end}) "
         )
-    }
+    };
+    let (pan, details) = (wide(pan), wide(details));
+    [
+        format!(
+            "INSERT INTO cards (card_id, merchant, buyer, fingerprint, brand, bin, last4, pan, details, typed_at, \
+             version, created_at, updated_at) {with}SELECT 'card_' || {name}, 'acme', '', {random}, 'VISA', '411111', \
+             '1111', {pan}, {details}, {now}, 1, {now}, {now} {from}"
+        ),
+        // Of another merchant: the feed of this one goes on where it is.
+        format!(
+            "INSERT INTO events (event_id, merchant, position, kind, object_type, object_id, body, created_at) \
+             {with}SELECT 'evt_' || {name}, 'filled', n + 1, 'card.stored', 'card', 'card_' || {name}, \
+             '{{\"cardId\":\"card_' || {name} || '\",\"source\":\"PAN\"}}', {now} {from}"
+        ),
+        format!(
+            "INSERT INTO audit (chain, seq, at, actor, merchant, action, object, outcome, origin, request_id, key_id, \
+             mac) {with}SELECT 'boot_filled/1', n, {now}, 'client:checkout', 'acme', 'card.store', 'card_' || {name}, \
+             'done', '127.0.0.1:50000 certificate 0102030405060708090a', 'req_' || {name}, 'dek_' || {name}, {random} {from}"
+        ),
+    ]
 }
