@@ -11,6 +11,7 @@ mod postgres;
 mod baseline;
 mod cpu;
 mod growth;
+mod import;
 mod load;
 mod rotation;
 mod vault;
@@ -54,6 +55,9 @@ struct Options {
     /// Instead of all that: how fast keys rotate where so many cards are stored.
     #[arg(long, value_name = "CARDS", num_args = 0..=1, default_missing_value = "100000")]
     rotation: Option<u64>,
+    /// Instead of all that: how fast so many cards are imported, and in how much memory.
+    #[arg(long, value_name = "LINES", num_args = 0..=1, default_missing_value = "100000")]
+    import: Option<u64>,
     /// Another build of the program, to compare with.
     #[arg(long, default_value = vault::PROGRAM)]
     program: PathBuf,
@@ -112,6 +116,8 @@ async fn main() {
         let Some(mut ground) = Ground::of(&engine, &options.program).await else { continue };
         if let Some(cards) = options.rotation {
             rotation::measure(&options, &mut ground, cards).await;
+        } else if let Some(lines) = options.import {
+            import::measure(&ground, lines).await;
         } else if options.growth.is_empty() {
             measure(&options, &ground).await;
         } else {

@@ -47,7 +47,7 @@ pub async fn measure(options: &Options, ground: &mut Ground, cards: u64) {
     ground.settle().await;
     say(&format!("{engine}: POST /v1/cards, 4 callers, alone: {}", told(&callers(options, ground).await)));
     keys(ground, &["rotate", "dek"]);
-    let mut beside = ground.vault.keys(&["reencrypt", "--json"]);
+    let mut beside = ground.vault.command(&["keys", "reencrypt", "--json"]);
     let mut beside = beside.stdout(Stdio::piped()).spawn().expect("it starts");
     let figures = callers(options, ground).await;
     let all_along = beside.try_wait().expect("a process").is_none();
@@ -92,7 +92,7 @@ fn told(figures: &Figures) -> String {
 
 /// Runs a command on keys, which must succeed; what it printed.
 fn keys(ground: &Ground, arguments: &[&str]) -> String {
-    let done = ground.vault.keys(arguments).output().expect("it runs");
+    let done = ground.vault.command(&[&["keys"], arguments].concat()).output().expect("it runs");
     assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8_lossy(&done.stdout).into_owned()
 }

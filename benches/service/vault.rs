@@ -70,10 +70,10 @@ impl Vault {
         self.vault = vault;
     }
 
-    /// `cardvault keys …` on this vault, not started yet.
-    pub fn keys(&self, arguments: &[&str]) -> Command {
+    /// A command of the program on this vault, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("keys").args(arguments).arg("--config").arg(self.dir.path().join("cardvault.toml"));
+        command.args(arguments).arg("--config").arg(self.dir.path().join("cardvault.toml"));
         command
     }
 }
