@@ -7,6 +7,7 @@
 mod support;
 mod agreements;
 mod audit;
+mod authorizations;
 mod bad_input;
 mod cards;
 mod certificates;

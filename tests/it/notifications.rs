@@ -30,7 +30,7 @@ async fn start(db: &Database) -> TestVault {
 }
 
 /// A vault in front of a scripted gateway, with the same patience.
-async fn start_scripted(db: &Database) -> (TestVault, Scripted) {
+pub async fn start_scripted(db: &Database) -> (TestVault, Scripted) {
     let mut vault = TestVault::start_notified(db, &[]).await;
     let gateway = Scripted::start(vault.dir.path()).await;
     vault.gateway_at(&gateway.base_url());

@@ -16,21 +16,21 @@ pub fn manual(id: &str, value: &str, card: &str) -> String {
     with(&request, "/paymentFactor", json!({ "isAuthorization": true, "captureMode": "MANUAL" }))
 }
 
-fn capture(id: &str, value: &str) -> String {
+pub fn capture(id: &str, value: &str) -> String {
     let amount = json!({ "currency": "EUR", "value": value });
     json!({ "captureRequestId": id, "captureAmount": amount, "isLastCapture": false }).to_string()
 }
 
-fn refund(id: &str, value: &str) -> String {
+pub fn refund(id: &str, value: &str) -> String {
     json!({ "refundRequestId": id, "refundAmount": { "currency": "EUR", "value": value } }).to_string()
 }
 
-async fn pay(caller: &Caller, body: &str) {
+pub async fn pay(caller: &Caller, body: &str) {
     let paid = caller.post("/v1/payments", body).await.expect(200);
     assert_eq!(paid.text_at("/status"), "AUTHORIZED", "{}", paid.text);
 }
 
-fn reason(answer: Answer, pointer: &str) -> String {
+pub fn reason(answer: Answer, pointer: &str) -> String {
     let problem = answer.expect_problem(422, "operation_refused");
     assert_eq!(problem.text_at("/errors/0/pointer"), pointer, "{}", problem.text);
     problem.text_at("/errors/0/code")
