@@ -2,8 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::notifications::start_scripted;
+use super::support::gateway::{PAY, Reply, paid_json};
+use super::support::notices::Posted;
+use super::support::sql;
 use super::support::vault::{
-    Answer, Caller, METADATA, TestVault, by_reference, fresh_pan, sample_with, with,
+    Answer, Caller, METADATA, TestVault, by_reference, fresh_pan, sample_with, with, without,
 };
 
 /// A payment by reference with a `storedCredential`.
@@ -256,5 +260,133 @@ both_engines! {
         told.sort();
         assert_eq!(told, ["agreement.active", "agreement.ended", "card.stored", "payment.authorized"]);
         vault.finish(&[&pan]).await;
+    }
+
+    /// The merchant waits until the payment that opens the agreement is paid.
+    async fn a_pending_agreement_is_not_charged(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        let first = with(&stored("OPEN_9", "4000", &card, &opens("SCHEDULED")), &format!("{METADATA}/is3DSAuthentication"), json!(true));
+        let first = checkout.post("/v1/payments", &first).await.expect(200);
+        assert_eq!(first.text_at("/status"), "PROCESSING", "{}", first.text);
+        let charge = by_merchant("MIT_9", "100", &card, &first.text_at("/agreementId"));
+        for path in ["/v1/payments", "/v1/payments?dryRun=true"] {
+            assert_eq!(reason(&checkout.post(path, &charge).await), "agreement_pending");
+        }
+        assert_eq!(vault.calls("/pay", "MIT_9"), 0);
+        checkout.visit(&format!("{}/approve", first.text_at("/redirect/normalUrl"))).await;
+        checkout.get("/v1/payments/OPEN_9?refresh=true").await.expect(200);
+        assert_eq!(checkout.post("/v1/payments", &charge).await.expect(200).text_at("/status"), "AUTHORIZED");
+        vault.finish(&[&pan]).await;
+    }
+
+    /// Fifteen declined charges of the merchant in thirty days are enough, unless the configuration allows more.
+    /// What is older does not count.
+    async fn declined_attempts_are_limited(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        let mut terms = opens("UNSCHEDULED");
+        terms["agreement"].as_object_mut().expect("an object").remove("maxAmount");
+        let opened = checkout.post("/v1/payments", &stored("OPEN_10", "100", &card, &terms)).await.expect(200);
+        let agreement = opened.text_at("/agreementId");
+        // The buyer's own are not counted.
+        let flag = format!("{METADATA}/isCardOnFile");
+        let own = without(&stored("CIT_10", "660071", &card, &uses("CUSTOMER", &agreement)), &flag);
+        assert_eq!(checkout.post("/v1/payments", &own).await.expect(200).text_at("/status"), "FAILED");
+        let declined = |number: u32| by_merchant(&format!("LIMIT_{number}"), "660071", &card, &agreement);
+        for number in 1..=15 {
+            let told = checkout.post("/v1/payments", &declined(number)).await.expect(200);
+            assert_eq!(told.text_at("/status"), "FAILED", "{number}");
+        }
+        let charge = by_merchant("LIMITED", "100", &card, &agreement);
+        for path in ["/v1/payments", "/v1/payments?dryRun=true"] {
+            assert_eq!(reason(&checkout.post(path, &charge).await), "retry_limit");
+        }
+        // One of them as if it were so many days old.
+        let aged = async |days: i64| {
+            let moved = days * 24 * 3_600_000;
+            let changed = format!("UPDATE payments SET created_at = updated_at - {moved} WHERE payment_request_id = 'LIMIT_1'");
+            assert_eq!(sql::execute(&db, &changed).await, 1);
+        };
+        aged(29).await;
+        assert_eq!(reason(&checkout.post("/v1/payments", &charge).await), "retry_limit");
+        aged(31).await;
+        let told = checkout.post("/v1/payments", &declined(16)).await.expect(200);
+        assert_eq!(told.text_at("/status"), "FAILED", "fourteen were left");
+        assert_eq!(reason(&checkout.post("/v1/payments", &charge).await), "retry_limit");
+
+        vault.config.retention.declined_attempts_in_30_days = 16;
+        vault.restart().await;
+        let checkout = vault.client("checkout");
+        assert_eq!(checkout.post("/v1/payments", &charge).await.expect(200).text_at("/status"), "AUTHORIZED");
+        vault.finish(&[&pan]).await;
+    }
+
+    /// The ids that the schemes want to see again are taken from whatever tells them first, and it is told
+    /// what did.
+    async fn ids_are_taken_from_whatever_tells_them(db: Database) {
+        const LINK: &str = "abcDEF0123456789_-abcd";
+        let (vault, gateway) = start_scripted(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        for source in ["pay", "notification", "inquiry"] {
+            let id = format!("IDS_{source}");
+            gateway.on(move |call| {
+                let mut answer = paid_json(call);
+                let tells = (call.path == PAY && source == "pay") || (call.path != PAY && source == "inquiry");
+                answer["paymentResultInfo"] = match tells {
+                    true => json!({ "networkTransactionId": format!("NTI_{source}"), "transactionLinkId": LINK }),
+                    false => json!({}),
+                };
+                Reply::Signed(answer.to_string())
+            });
+            let opening = stored(&id, "30000", &card, &opens("SCHEDULED"));
+            let opening = without(&opening, &format!("{METADATA}/isCardOnFile"));
+            let opened = checkout.post("/v1/payments", &opening).await.expect(200);
+            assert_eq!(opened.text_at("/status"), "AUTHORIZED", "{}", opened.text);
+            let path = format!("/v1/agreements/{}", opened.text_at("/agreementId"));
+            if source != "pay" {
+                let before = checkout.get(&path).await.expect(200).json();
+                assert!(before["networkTransactionId"].is_null() && before["transactionLinkId"].is_null(), "{before}");
+            }
+            if source == "notification" {
+                let told = json!({
+                    "notifyType": "PAYMENT_RESULT", "paymentRequestId": id, "paymentId": opened.text_at("/paymentId"),
+                    "paymentAmount": { "currency": "EUR", "value": "30000" },
+                    "result": { "resultCode": "SUCCESS", "resultStatus": "S", "resultMessage": "success" },
+                    "paymentResultInfo": { "networkTransactionId": "NTI_notification", "transactionLinkId": LINK },
+                });
+                Posted::new(told.to_string()).send(&vault).await.expect(200);
+            } else {
+                checkout.get(&format!("/v1/payments/{id}?refresh=true")).await.expect(200);
+            }
+            let shown = checkout.get(&path).await.expect(200);
+            for (member, value) in [("networkTransactionId", format!("NTI_{source}")), ("transactionLinkId", LINK.to_owned())] {
+                let told = (shown.text_at(&format!("/{member}/value")), shown.text_at(&format!("/{member}/source")));
+                assert_eq!(told, (value, source.to_owned()), "{}", shown.text);
+                assert!(!shown.text_at(&format!("/{member}/receivedAt")).is_empty());
+            }
+        }
+        vault.finish(&[&pan]).await;
+    }
+
+    /// A Mastercard's Transaction Link ID comes with the answer to its payment.
+    async fn a_mastercard_tells_its_link(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let card = checkout.card("5162774114974622").await;
+        let mut terms = opens("SCHEDULED");
+        terms["agreement"].as_object_mut().expect("an object").remove("maxAmount");
+        let opened = checkout.post("/v1/payments", &stored("OPEN_11", "660033", &card, &terms)).await.expect(200);
+        let shown = checkout.get(&format!("/v1/agreements/{}", opened.text_at("/agreementId"))).await.expect(200);
+        let answer = opened.text_at("/paymentResultInfo/transactionLinkId");
+        assert_eq!(answer.len(), 22, "{}", opened.text);
+        assert_eq!((shown.text_at("/transactionLinkId/value"), shown.text_at("/transactionLinkId/source")), (answer, "pay".into()));
+        vault.finish(&["5162774114974622"]).await;
     }
 }
