@@ -324,17 +324,29 @@ both_engines! {
             (with(&good, "/captureAmount/value", json!("٣")), 422, "invalid_request", "/captureAmount/value"),
             (with(&good, "/captureAmount/value", json!("9".repeat(17))), 422, "invalid_request", "/captureAmount/value"),
             (with(&good, "/captureAmount/currency", json!("XXX")), 422, "invalid_request", "/captureAmount/currency"),
+            (with(&good, "/paymentId", json!(1)), 422, "invalid_request", "/paymentId"),
             (with(&good, "/metadata", json!(pan)), 422, "card_data_outside_card", "/metadata"),
             (with(&good, "/cvv", json!("850")), 422, "card_data_outside_card", "/cvv"),
             ("[]".to_owned(), 422, "invalid_request", ""),
             ("{\"captureRequestId\":\"a\",\"captureRequestId\":\"b\"}".to_owned(), 400, "duplicate_member", "/captureRequestId"),
             ("{".to_owned(), 400, "malformed_json", ""),
         ] {
-            let answer = checkout.post("/v1/payments/BAD/captures", &body).await.expect_problem(status, code);
-            if code != "malformed_json" {
-                assert_eq!(answer.text_at("/errors/0/pointer"), pointer, "{body}: {}", answer.text);
+            // The same is wrong with a refund.
+            let other = body.replace("captureRequestId", "refundRequestId").replace("captureAmount", "refundAmount");
+            for (word, body, pointer) in [("captures", &body, pointer.to_owned()), ("refunds", &other, pointer.replace("/capture", "/refund"))] {
+                let answer = checkout.post(&format!("/v1/payments/BAD/{word}"), body).await.expect_problem(status, code);
+                if code != "malformed_json" {
+                    assert_eq!(answer.text_at("/errors/0/pointer"), pointer, "{word} {body}: {}", answer.text);
+                }
+                assert!(!answer.text.contains(&pan));
             }
-            assert!(!answer.text.contains(&pan));
+        }
+        for (word, body, member) in [
+            ("captures", with(&good, "/isLastCapture", json!("yes")), "/isLastCapture"),
+            ("refunds", with(&refund("B1", "1"), "/refundNotifyUrl", json!(1)), "/refundNotifyUrl"),
+        ] {
+            let answer = checkout.post(&format!("/v1/payments/BAD/{word}"), &body).await.expect_problem(422, "invalid_request");
+            assert_eq!(answer.text_at("/errors/0/pointer"), member, "{}", answer.text);
         }
         let unknown = checkout.post("/v1/payments/BAD/cancel", "{\"x\":1}").await;
         unknown.expect_problem(422, "unknown_field");
