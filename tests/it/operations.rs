@@ -517,6 +517,37 @@ both_engines! {
         vault.finish(&[&pan, "8507"]).await;
     }
 
+    /// Nor is one that left with a card password or a cryptogram alone, after a restart: what it left with is
+    /// not there any more.
+    async fn what_went_with_anything_sensitive_is_not_sent_again(db: Database) {
+        const CAVV: &str = "QUJDREVGR0hJSktMTU5PUFFSU1Q=";
+        let mut vault = hasty(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        let with_it = [
+            ("S_PASSWORD", "cardPasswordDigest", json!("97")),
+            ("S_CAVV", "mpiData", json!({ "eci": "05", "cavv": CAVV, "threeDSVersion": "2.2.0" })),
+            ("S_NOTHING", "mpiData", json!({ "eci": "05", "threeDSVersion": "2.2.0" })),
+        ];
+        for (id, member, value) in with_it {
+            let body = with(&by_reference(id, "660011", &card), &format!("/paymentMethod/paymentMethodMetaData/{member}"), value);
+            let told = checkout.post("/v1/payments", &body).await.expect(200);
+            assert_eq!(told.text_at("/status"), "UNKNOWN", "{id}: {}", told.text);
+        }
+        vault.restart().await;
+        let checkout = vault.client("checkout");
+        // What may be kept is sent again from its copy.
+        status_becomes(&checkout, "S_NOTHING", "AUTHORIZED").await;
+        assert_eq!(vault.calls("/pay", "S_NOTHING"), 2);
+        for id in ["S_PASSWORD", "S_CAVV"] {
+            eventually("a cancel", || async { (vault.calls("/cancel", id) >= 2).then_some(()) }).await;
+            assert!(vault.calls("/inquiryPayment", id) > 0, "{id}");
+            assert_eq!((vault.calls("/pay", id), vault.charges(id)), (1, 0), "{id}");
+        }
+        vault.finish(&[&pan, CAVV]).await;
+    }
+
     /// A vault that is killed while it pays leaves nothing unclear to the next one.
     async fn the_next_process_clears_up(db: Database) {
         let mut vault = hasty(&db).await;
