@@ -292,7 +292,8 @@ impl Vault {
             };
             let moment = self.now().max(now.updated_at.plus(std::time::Duration::from_millis(1)));
             let next_look = match to {
-                OperationStatus::Unknown => Some(moment),
+                // At once, unless it is being looked at: then that look sets the time of the next.
+                OperationStatus::Unknown => Some(now.next_look.map_or(moment, |due| due.min(moment))),
                 OperationStatus::Processing => {
                     pause(Waits::Gateway, 0, row.request_id.as_str()).map(|gap| moment.plus(gap))
                 }
@@ -511,6 +512,11 @@ impl Vault {
         let Some(outgoing) = &row.outgoing else { return Ok(Some(waits)) };
         let text = self.open_row(&row, Field::Outgoing, outgoing).await?;
         let row = self.send_operation(&payment, row.kind, &row.request_id, text).await?;
+        if row.kind == OperationKind::Refund && !row.status.is_final() {
+            // A refund's own inquiry does not tell that its payment was cancelled elsewhere, for which it is
+            // refused: known to be cancelled, that is the last word at the next look.
+            self.inquire(&payment).await?;
+        }
         Ok(match row.status {
             OperationStatus::Unknown => Some(Waits::Outcome),
             OperationStatus::Processing => Some(Waits::Gateway),

@@ -263,6 +263,28 @@ both_engines! {
         vault.finish(&[&pan]).await;
     }
 
+    /// A refund that the gateway does not know, and answers unclearly whenever it is sent again, waits longer
+    /// from look to look: it is not sent at every turn.
+    async fn an_unclear_repeat_waits_for_its_next_look(db: Database) {
+        let (vault, gateway) = TestVault::start_scripted(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        pay(&checkout, &by_reference("SLOW", "30000", &card)).await;
+        gateway.on(|call| match call.path.rsplit('/').next() {
+            Some("inquiryRefund") => result("F", "REFUND_NOT_EXIST"),
+            Some("refund") => result("U", "UNKNOWN_EXCEPTION"),
+            _ => Reply::Signed(paid_json(call).to_string()),
+        });
+        let asked = checkout.post("/v1/payments/SLOW/refunds", &refund("R_SLOW", "1")).await.expect(200);
+        assert_eq!(asked.text_at("/status"), "UNKNOWN", "{}", asked.text);
+        let looked = "SELECT CASE WHEN next_look > updated_at THEN 'later' ELSE 'at once' END FROM operations \
+             WHERE looks > 0 AND lease_owner IS NULL";
+        let next = eventually("a look", || async { sql::rows(&db, looked).await.pop() }).await;
+        assert_eq!(next, [Some("later".to_owned())]);
+        vault.finish(&[&pan]).await;
+    }
+
     /// Every reason for which a payment does not allow an operation, before anything is sent.
     async fn what_is_refused_is_not_sent(db: Database) {
         let vault = TestVault::start(&db).await;
