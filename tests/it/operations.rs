@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use cardvault::base::clock::{Clock, SystemClock};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -568,6 +569,33 @@ both_engines! {
             assert_eq!((vault.calls("/pay", id), vault.charges(id)), (1, 0), "{id}");
         }
         vault.finish(&[&pan, CAVV]).await;
+    }
+
+    /// A payment that ends by itself before its next look is looked at when it has ended.
+    async fn a_payments_own_end_is_looked_at(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let pan = fresh_pan();
+        let card = checkout.card(&pan).await;
+        for (id, minutes) in [("ENDS_SOON", 20), ("ENDS_LATE", 2 * 24 * 60)] {
+            let end = SystemClock.now().plus(Duration::from_secs(minutes * 60));
+            let body = with(&by_reference(id, "1000", &card), "/paymentExpiryTime", json!(end.rfc3339()));
+            let body = with(&body, "/paymentMethod/paymentMethodMetaData/is3DSAuthentication", json!(true));
+            let told = checkout.post("/v1/payments", &body).await.expect(200);
+            assert_eq!(told.text_at("/status"), "PROCESSING", "{id}: {}", told.text);
+        }
+        // So often in vain that the next look is an hour away.
+        sql::execute(&db, "UPDATE payments SET looks = 22, next_look = 0").await;
+        let looks = "SELECT payment_request_id, CAST(next_look - expires_at AS TEXT) FROM payments WHERE looks = 23";
+        let looked = eventually("a look at both", || async {
+            let rows = sql::rows(&db, &format!("{looks} ORDER BY payment_request_id DESC")).await;
+            (rows.len() == 2).then(|| rows.concat())
+        })
+        .await;
+        let [_, Some(soon), _, Some(late)] = looked.as_slice() else { panic!("{looked:?}") };
+        assert_eq!(soon, "5000", "shortly after its end");
+        assert!(late.starts_with('-'), "long before its end: {late}");
+        vault.finish(&[&pan]).await;
     }
 
     /// A vault that is killed while it pays leaves nothing unclear to the next one.
