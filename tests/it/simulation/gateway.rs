@@ -66,6 +66,8 @@ pub struct Charge {
     pub charges: u32,
     pub captures: BTreeMap<String, Operation>,
     pub refunds: BTreeMap<String, Operation>,
+    /// Whether somebody cancelled it on the gateway's side, who tells nobody.
+    pub cancelled_elsewhere: bool,
     since: i64,
 }
 
@@ -267,6 +269,7 @@ impl Model {
             charges: u32::from(state == State::Paid),
             captures: BTreeMap::new(),
             refunds: BTreeMap::new(),
+            cancelled_elsewhere: false,
             since: self.now(),
         };
         let answer = pay_answer(&id, &charge);
@@ -374,6 +377,40 @@ impl Model {
         self.world.note(line);
     }
 
+    /// What somebody could cancel in the gateway's dashboard.
+    pub fn cancellable(&self) -> Vec<String> {
+        let now = self.now();
+        let may = |charge: &Charge| {
+            matches!(charge.state, State::Paid | State::Open(_))
+                && now - charge.since <= CANCEL_WINDOW
+                && Charge::sum(&charge.refunds, OperationState::Done) == 0
+        };
+        let ledger = self.ledger();
+        ledger.charges.iter().filter(|(_, charge)| may(charge)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Somebody cancels a payment in the gateway's dashboard. What is open on it has failed, or the gateway
+    /// does not know it any more.
+    pub fn cancel_elsewhere(&self, id: &str) {
+        let mut ledger = self.ledger();
+        let Ledger { charges, notices, .. } = &mut *ledger;
+        let Some(charge) = charges.get_mut(id) else { return };
+        (charge.state, charge.cancelled_elsewhere) = (State::Cancelled, true);
+        let payment_id = charge.payment_id.clone();
+        for (capture, list) in [(true, &mut charge.captures), (false, &mut charge.refunds)] {
+            let open = |one: &Operation| one.state == OperationState::Open;
+            list.retain(|name, one| !open(one) || !self.habit("forgets", name).chance(500));
+            for (name, one) in list.iter_mut().filter(|(_, one)| open(one)) {
+                one.state = OperationState::Failed;
+                let mut body = operation_answer(&payment_id, capture, name, one);
+                body["notifyType"] = json!(if capture { "CAPTURE_RESULT" } else { "REFUND_RESULT" });
+                notices.push(Notice { body: body.to_string(), deliveries: 0 });
+            }
+        }
+        drop(ledger);
+        self.world.note(format!("gateway: {id} is cancelled in the dashboard"));
+    }
+
     fn inquire(&self, request: &Value) -> Value {
         let id = request["paymentRequestId"].as_str().expect("an id");
         let ledger = self.ledger();
@@ -455,6 +492,10 @@ impl Model {
                 return result("F", "REPEAT_REQ_INCONSISTENT");
             }
             return operation_answer(&payment_id, capture, &name, known);
+        }
+        // What is refused for that is not kept.
+        if charge.state == State::Cancelled {
+            return result("F", "ORDER_IS_CANCELED");
         }
         let ceiling = match (capture, charge.manual) {
             (true, _) | (false, false) => charge.amount,

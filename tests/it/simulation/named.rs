@@ -240,6 +240,33 @@ fn what_was_not_sent_here_may_have_been_sent_elsewhere() {
     });
 }
 
+/// Somebody cancels a payment in the gateway's dashboard while the first word about a capture or a refund is
+/// lost: nothing of it is under way any more, whoever asks, and its sum is given back.
+#[test]
+fn a_cancel_in_the_dashboard_ends_what_is_open() {
+    on_both("a_cancel_in_the_dashboard_ends_what_is_open", |simulation| {
+        let mut all = Vec::new();
+        for (capture, lost) in [(true, true), (true, false), (false, true), (false, false)] {
+            simulation.storm(0, 0);
+            next_is(simulation, State::Paid);
+            let id = simulation.pay(0, Kind::Reference, 500, capture);
+            simulation.go_on(0, |_| false);
+            simulation.operate(0, &id, capture, 200);
+            let is_lost = |what: &What| is_call(what) == lost && !what.is_database();
+            assert!(simulation.go_on(0, is_lost));
+            assert!(simulation.release_first(Go::Lost, is_lost));
+            simulation.go_on(0, |_| false);
+            if simulation.model.cancellable().contains(&id) {
+                simulation.model.cancel_elsewhere(&id);
+                all.push((id, lost));
+            }
+        }
+        assert!(all.iter().filter(|(_, lost)| *lost).count() == 2, "nothing has arrived of these: {all:?}");
+        simulation.crash(0);
+        simulation.start(0);
+    });
+}
+
 /// A gateway that charges for each repeat, or keeps what it says it has cancelled, is found.
 #[test]
 fn a_gateway_that_breaks_its_rules_is_found() {

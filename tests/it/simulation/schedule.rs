@@ -535,6 +535,7 @@ impl<'g> Simulation<'g> {
             Ask,
             Time,
             Decide,
+            Dashboard,
             Deliver,
             Crash,
             Away,
@@ -544,12 +545,14 @@ impl<'g> Simulation<'g> {
         let mut random = self.world.lock().random.clone();
         let busy = !waiting.is_empty();
         let (undecided, operations) = self.model.undecided();
+        let cancellable = self.model.cancellable();
         let notices = self.model.ledger().notices.len();
         let what = random.pick(&[
             (if busy { 500 + 40 * waiting.len().min(12) as u64 } else { 0 }, Do::Release),
             (160, Do::Ask),
             (90, Do::Time),
             (if undecided.len() + operations.len() > 0 { 40 } else { 0 }, Do::Decide),
+            (if cancellable.is_empty() { 0 } else { 4 }, Do::Dashboard),
             (if notices > 0 { 60 } else { 0 }, Do::Deliver),
             (6, Do::Crash),
             (6, Do::Away),
@@ -584,6 +587,11 @@ impl<'g> Simulation<'g> {
                         self.model.decide_operation(id, *capture, name);
                     }
                 }
+            }
+            Do::Dashboard => {
+                let place = random.place(cancellable.len());
+                self.world.lock().random = random;
+                self.model.cancel_elsewhere(&cancellable[place]);
             }
             Do::Crash => {
                 self.crash(slot);
