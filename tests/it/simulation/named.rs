@@ -267,6 +267,35 @@ fn a_cancel_in_the_dashboard_ends_what_is_open() {
     });
 }
 
+/// Two processes find the same payment, or the same capture, due: one of them looks after it, and the other
+/// one leaves it alone.
+#[test]
+fn one_process_at_a_time_looks_after_what_is_due() {
+    on_both("one_process_at_a_time_looks_after_what_is_due", |simulation| {
+        for operation in [false, true] {
+            next_is(simulation, State::Paid);
+            simulation.storm(1000, 0);
+            let id = simulation.pay(0, Kind::Reference, 500, true);
+            if operation {
+                simulation.go_on(0, |_| false);
+                simulation.operate(0, &id, true, 200);
+            }
+            assert!(simulation.go_on(0, |what| matches!(what, What::Answer(_))));
+            simulation.crash(0);
+            simulation.start(0);
+            simulation.pass(130_000, false);
+            // Both have read that it is due before either has taken it.
+            for slot in [0, 1] {
+                simulation.reconcile(slot);
+                assert!(simulation.go_on(slot, |what| *what == What::Before(Work::Write)));
+            }
+            assert!(simulation.go_on(0, is_call), "it is taken, and asked after");
+            assert!(!simulation.go_on(1, is_call), "it is taken twice");
+            simulation.go_on(0, |_| false);
+        }
+    });
+}
+
 /// A gateway that charges for each repeat, or keeps what it says it has cancelled, is found.
 #[test]
 fn a_gateway_that_breaks_its_rules_is_found() {
