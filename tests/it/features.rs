@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::support::gateway::{PAY, Reply, paid_json};
-use super::support::vault::{Caller, METADATA, TestVault, by_reference, fresh_pan, with};
+use super::support::vault::{Answer, Caller, METADATA, TestVault, by_reference, fresh_pan, with};
 
 const VECTORS: &str = include_str!("../vectors/antom/s2s_pay_requests.json");
 /// The scheme's id that the vectors continue.
@@ -39,19 +39,48 @@ fn by_card(body: &Value, card: &str, credential: &Value) -> Value {
     request
 }
 
-async fn agreement(checkout: &Caller, kind: &str, first: &Value) -> (String, String) {
+/// Pays, after a dry run of the same request; gives the answer, and keeps what the dry run has shown.
+async fn pay_after_dry_run(caller: &Caller, request: &Value, shown: &mut Vec<Value>) -> Answer {
+    let dry = caller.post("/v1/payments?dryRun=true", &request.to_string()).await.expect(200).json();
+    shown.push(dry["request"].clone());
+    let paid = caller.post("/v1/payments", &request.to_string()).await.expect(200);
+    assert_eq!(paid.text_at("/status"), "AUTHORIZED", "{}", paid.text);
+    paid
+}
+
+/// A body with what may not be shown masked.
+fn masked(sent: &Value) -> Value {
+    let mut sent = sent.clone();
+    let method = &mut sent["paymentMethod"];
+    if method.get("paymentMethodId").is_some() {
+        method["paymentMethodId"] = json!("***");
+    }
+    let metadata = method["paymentMethodMetaData"].as_object_mut().expect("a map");
+    if let Some(number) = metadata.get_mut("cardNo") {
+        *number = json!(format!("************{}", &number.as_str().expect("a number")[12..]));
+    }
+    for name in ["cvv", "cardPasswordDigest"] {
+        metadata.entry(name).and_modify(|value| *value = json!("***"));
+    }
+    if let Some(cavv) = metadata.get_mut("mpiData").and_then(|mpi| mpi.get_mut("cavv")) {
+        *cavv = json!("***");
+    }
+    sent
+}
+
+async fn agreement(checkout: &Caller, kind: &str, first: &Value, shown: &mut Vec<Value>) -> (String, String) {
     let mut request = first.clone();
     request["storedCredential"] = json!({
         "initiator": "CUSTOMER",
         "agreement": { "type": kind, "consent": { "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" } }
     });
-    let paid = checkout.post("/v1/payments", &request.to_string()).await.expect(200);
-    assert_eq!(paid.text_at("/status"), "AUTHORIZED", "{}", paid.text);
+    let paid = pay_after_dry_run(checkout, &request, shown).await;
     (paid.text_at("/cardId"), paid.text_at("/agreementId"))
 }
 
 both_engines! {
-    /// All thirteen scenarios of the SDK, sent by a merchant who never sees a stored card's number.
+    /// All thirteen scenarios of the SDK, sent by a merchant who never sees a stored card's number. A dry run
+    /// has shown each of them as it was sent, but for its masks.
     async fn bodies_arrive_as_the_sdks(db: Database) {
         let (vault, gateway) = TestVault::start_scripted(&db).await;
         let (checkout, subscriptions) = (vault.client("checkout"), vault.client("subscriptions"));
@@ -60,12 +89,12 @@ both_engines! {
             answer["paymentResultInfo"]["networkTransactionId"] = json!(CHAIN);
             Reply::Signed(answer.to_string())
         });
-        let first = scenario("first_payment_storing_card", "V_FIRST");
-        let (card, scheduled) = agreement(&checkout, "SCHEDULED", &first).await;
+        let (first, mut shown) = (scenario("first_payment_storing_card", "V_FIRST"), Vec::new());
+        let (card, scheduled) = agreement(&checkout, "SCHEDULED", &first, &mut shown).await;
         // The second agreement of one card begins with a later payment of the buyer: its flags say so.
         let mut second = by_card(&scenario("cit_stored_card_with_cvv", "V_SECOND"), &card, &Value::Null);
         second.as_object_mut().expect("an object").remove("storedCredential");
-        let (_, unscheduled) = agreement(&checkout, "UNSCHEDULED", &second).await;
+        let (_, unscheduled) = agreement(&checkout, "UNSCHEDULED", &second, &mut shown).await;
         let customer = json!({ "initiator": "CUSTOMER", "agreementId": scheduled });
         let mut sent = vec![first, scenario("cit_stored_card_with_cvv", "V_SECOND")];
         for (place, name) in [
@@ -76,27 +105,25 @@ both_engines! {
         .enumerate()
         {
             let body = scenario(name, &format!("V_{place}"));
-            let paid = checkout.post("/v1/payments", &body.to_string()).await.expect(200);
-            assert_eq!(paid.text_at("/status"), "AUTHORIZED", "{name}: {}", paid.text);
+            pay_after_dry_run(&checkout, &body, &mut shown).await;
             sent.push(body);
         }
         for name in ["cit_stored_card_with_cvv", "cit_stored_card_without_cvv"] {
             let body = scenario(name, &format!("V_{name}"));
             let request = by_card(&body, &card, &customer);
-            checkout.post("/v1/payments", &request.to_string()).await.expect(200);
+            pay_after_dry_run(&checkout, &request, &mut shown).await;
             sent.push(body);
         }
         for (name, agreement) in [("mit_scheduled", &scheduled), ("mit_unscheduled", &unscheduled)] {
             let body = scenario(name, &format!("V_{name}"));
             let request = by_card(&body, &card, &json!({ "initiator": "MERCHANT", "agreementId": agreement }));
-            subscriptions.post("/v1/payments", &request.to_string()).await.expect(200);
+            pay_after_dry_run(&subscriptions, &request, &mut shown).await;
             sent.push(body);
         }
         let arrived: Vec<Value> = gateway.calls().iter().filter(|call| call.path == PAY).map(|call| call.json()).collect();
         assert_eq!((arrived.len(), sent.len()), (14, 14));
-        for (arrived, sent) in arrived.iter().zip(&sent) {
-            assert_eq!(arrived, sent);
-        }
+        assert_eq!(arrived, sent);
+        assert_eq!(shown, arrived.iter().map(masked).collect::<Vec<_>>());
         assert!(gateway.calls().iter().all(|call| call.signed));
         vault.finish(&["4054695723100768", "9490220011669217", "4294097400915107", "AAABBEg0VhI0VniQEjRWAAAAAAA=", "ALIPAYexampleCardToken=="]).await;
     }

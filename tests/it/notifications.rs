@@ -470,6 +470,13 @@ both_engines! {
         let state = checkout.get(&format!("/v1/agreements/{agreement}")).await.expect(200).json();
         assert_eq!((&state["state"], &state["cardId"]), (&json!("ACTIVE"), &json!(card)), "{state}");
         checkout.get(&format!("/v1/cards/{card}")).await.expect(200);
+        // The feed names it where it tells of the payment and of the agreement.
+        for (kind, object) in [("payment.authorized", "NH_1"), ("agreement.active", agreement.as_str())] {
+            let told = format!("SELECT body FROM events WHERE kind = '{kind}' AND object_id = '{object}'");
+            let told = sql::rows(&db, &told).await.concat();
+            let [Some(told)] = told.as_slice() else { panic!("{kind}: {told:?}") };
+            assert_eq!(serde_json::from_str::<Value>(told).expect("JSON")["cardId"], card, "{kind}: {told}");
+        }
 
         let mut later: Value = serde_json::from_str(&by_reference("NH_2", "30000", &card)).expect("JSON");
         later["storedCredential"] = json!({ "initiator": "CUSTOMER", "agreementId": agreement });
