@@ -52,9 +52,9 @@ impl Vault {
         let row = rows::find_agreement(&self.db, merchant, id).await?.ok_or(OpError::NotFound(None))?;
         let (why, now) = (AgreementEvent::Withdrawn, self.now());
         let mut tx = self.begin().await?;
-        if rows::end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
+        if let Some(at) = rows::end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
             let kind = EventKind::AgreementEnded;
-            let event = agreement_event(merchant, id, row.card_id.as_ref(), kind, Some(why), now)?;
+            let event = agreement_event(merchant, id, row.card_id.as_ref(), kind, Some(why), at)?;
             event.insert(&mut tx).await?;
             tx.note(&Entry::done("agreement.withdraw", id.as_str())).await?;
         }
@@ -75,9 +75,9 @@ impl Vault {
     ) -> Result<(), OpError> {
         let now = self.now();
         for row in rows::list_agreements(&self.db, merchant, card, i64::MAX).await? {
-            if rows::end_agreement(tx, merchant, &row.agreement_id, why.reason(), now).await? {
+            if let Some(at) = rows::end_agreement(tx, merchant, &row.agreement_id, why.reason(), now).await? {
                 let kind = EventKind::AgreementEnded;
-                let event = agreement_event(merchant, &row.agreement_id, Some(card), kind, Some(why), now)?;
+                let event = agreement_event(merchant, &row.agreement_id, Some(card), kind, Some(why), at)?;
                 event.insert(tx).await?;
             }
         }

@@ -33,9 +33,9 @@ impl Vault {
         for row in &expired {
             let (merchant, id) = (&row.merchant, &row.agreement_id);
             let mut tx = self.begin().await?;
-            if end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
+            if let Some(at) = end_agreement(&mut tx, merchant, id, why.reason(), now).await? {
                 let kind = EventKind::AgreementEnded;
-                let event = agreement_event(merchant, id, row.card_id.as_ref(), kind, Some(why), now)?;
+                let event = agreement_event(merchant, id, row.card_id.as_ref(), kind, Some(why), at)?;
                 event.insert(&mut tx).await?;
                 tx.note(&Entry::done("agreement.end", id.as_str()).with(why.reason())).await?;
             }

@@ -269,19 +269,22 @@ pub async fn list_expired(db: &Db, now: Millis, limit: i64) -> Result<Vec<Agreem
     db.list(SQL, &[Arg::Int(now.0), Arg::Int(limit)]).await?.iter().map(agreement_row).collect()
 }
 
-/// Ends an agreement; `false` where it is none of the merchant's, or over already.
+/// Ends an agreement, and tells when: later than it began, so that the feed tells the two in their order also
+/// where clocks differ. Nothing is returned where it is none of the merchant's, or over already.
 pub async fn end_agreement(
     tx: &mut Tx,
     merchant: &Merchant,
     id: &AgreementId,
     reason: &str,
     now: Millis,
-) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE agreements SET state = 'ENDED', ended_reason = $3, ended_at = $4, \
+) -> Result<Option<Millis>, StoreError> {
+    const SQL: &str = "UPDATE agreements SET state = 'ENDED', ended_reason = $3, \
+         ended_at = CASE WHEN activated_at >= $4 THEN activated_at + 1 ELSE $4 END, \
          updated_at = $4, version = version + 1 \
-         WHERE merchant = $1 AND agreement_id = $2 AND state <> 'ENDED'";
+         WHERE merchant = $1 AND agreement_id = $2 AND state <> 'ENDED' RETURNING ended_at";
     let args = [Arg::Text(merchant.as_str()), Arg::Text(id.as_str()), Arg::Text(reason), Arg::Int(now.0)];
-    Ok(tx.execute(SQL, &args).await? == 1)
+    let row = tx.find(SQL, &args).await?;
+    row.map(|row| Ok(Millis(row.int("ended_at")?))).transpose()
 }
 
 /// Ends every agreement of a card.

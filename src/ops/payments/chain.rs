@@ -71,27 +71,24 @@ impl Vault {
         let first_failed = AgreementEvent::FirstPaymentFailed;
         let news = match change.to {
             Status::Authorized if activate_agreement(tx, merchant, id, change.now).await? => {
-                Some((EventKind::AgreementActive, None))
+                Some((EventKind::AgreementActive, None, change.now))
             }
             Status::Failed | Status::Cancelled
                 if fail_agreement(tx, merchant, id, first_failed.reason(), change.now).await? =>
             {
-                Some((EventKind::AgreementEnded, Some(first_failed)))
+                Some((EventKind::AgreementEnded, Some(first_failed), change.now))
             }
             _ => None,
         };
         let revoked = AgreementEvent::ConsentRevoked;
-        let news = match change.decline {
-            Some(Decline::Revoked)
-                if end_agreement(tx, merchant, id, revoked.reason(), change.now).await? =>
-            {
-                Some((EventKind::AgreementEnded, Some(revoked)))
-            }
-            _ => news,
+        let ended = match change.decline {
+            Some(Decline::Revoked) => end_agreement(tx, merchant, id, revoked.reason(), change.now).await?,
+            _ => None,
         };
-        if let Some((kind, why)) = news {
+        let news = ended.map(|at| (EventKind::AgreementEnded, Some(revoked), at)).or(news);
+        if let Some((kind, why, at)) = news {
             let card = payment.card_id.as_ref().or(change.token_card_id);
-            let event = agreement_event(merchant, id, card, kind, why, change.now)?;
+            let event = agreement_event(merchant, id, card, kind, why, at)?;
             event.insert(tx).await?;
         }
         Ok(news.is_some())
