@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cardvault::sandbox::{LedgerEntry, Status};
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::load::{Asked, Book};
 use crate::support::sql::number;
 use crate::support::vault::{TestVault, by_reference};
-use crate::support::{Database, sql};
+use crate::support::{Database, eventually, feed_fits, sql};
 
 /// Serves in this process, with a reconciler for which a quarter of an hour has passed, until nothing is
 /// unclear.
@@ -51,7 +52,6 @@ const LEFT: &str = "SELECT payment_request_id, status, cancel_state, CAST(looks 
      SELECT request_id, status, kind, CAST(looks AS TEXT), CAST(lease_until AS TEXT) \
      FROM operations WHERE status IN ('UNKNOWN', 'PROCESSING')";
 
-/// A number that a query gives.
 /// How many a query counts.
 pub async fn count(db: &Database, query: &str) -> usize {
     usize::try_from(number(db, query).await).expect("a count")
@@ -67,6 +67,7 @@ pub async fn compare(vault: &mut TestVault, db: &Database, book: &Arc<Book>) -> 
     let operations = operations(vault, db, book, &mut wrong).await;
     let (plain, lost) = cards(vault, book).await;
     wrong.extend(lost);
+    let told = feed(vault, db, &mut wrong).await;
     wrong.append(&mut book.notes().wrong);
     // Everything that was asked for was asked for again, so that all of it is there, once.
     let stored = count(db, "SELECT count(*) FROM cards").await;
@@ -93,7 +94,7 @@ pub async fn compare(vault: &mut TestVault, db: &Database, book: &Arc<Book>) -> 
     assert!(wrong.is_empty(), "{} wrong, of which: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
     let chains = said.lines().filter(|line| line.starts_with("open")).count();
     format!(
-        "{} acknowledged calls; {} cards that were stored and {} that were typed, {payments} payments ({charges} charged), {operations} captures and refunds, {chains} audit chains cut off: 0 lost, 0 twice",
+        "{} acknowledged calls; {} cards that were stored and {} that were typed, {payments} payments ({charges} charged), {operations} captures and refunds, {told} events, {chains} audit chains cut off: 0 lost, 0 twice",
         book.answers(),
         plain,
         typed.len(),
@@ -198,6 +199,55 @@ async fn operations(vault: &TestVault, db: &Database, book: &Book, wrong: &mut V
     }
     known.len()
 }
+
+/// The feed from its beginning to its end, as who follows it has it: no gap, nothing twice, and of each card,
+/// payment, capture and refund what became of it. How many events there are.
+async fn feed(vault: &TestVault, db: &Database, wrong: &mut Vec<String>) -> usize {
+    eventually("every event to have its place", || async {
+        (count(db, "SELECT count(*) FROM events WHERE position IS NULL").await == 0).then_some(())
+    })
+    .await;
+    let places =
+        sql::rows(db, "SELECT event_id, CAST(position AS TEXT) FROM events ORDER BY events.position").await;
+    let written: Vec<String> = places.iter().filter_map(|row| row[0].clone()).collect();
+    let counted = (1..=places.len()).map(|place| Some(place.to_string()));
+    if !places.iter().map(|row| row[1].clone()).eq(counted) {
+        wrong.push("the feed has gaps".to_owned());
+    }
+    let (reader, mut after, mut read) = (vault.client("checkout"), "0".to_owned(), Vec::new());
+    let mut told: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    loop {
+        let page = reader.get(&format!("/v1/events?after={after}")).await.expect(200).json();
+        let events = page["data"].as_array().expect("events");
+        if events.is_empty() {
+            break;
+        }
+        for event in events {
+            let text = |at: &str| event.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+            read.push(text("/eventId"));
+            told.entry((text("/object/type"), text("/object/id"))).or_default().push(text("/type"));
+        }
+        after = page["next"].as_str().expect("a place").to_owned();
+    }
+    if read != written {
+        wrong.push(format!("the feed shows {} of {} events, or others", read.len(), written.len()));
+    }
+    for row in sql::rows(db, OBJECTS).await {
+        let [object, id, status] = texts(row);
+        let kinds = told.remove(&(object.clone(), id.clone())).unwrap_or_default();
+        let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
+        if !feed_fits(&object, &status, &kinds) {
+            wrong.push(format!("{id}: its events are {kinds:?}, and it is {status}"));
+        }
+    }
+    wrong.extend(told.into_iter().map(|(of, kinds)| format!("{of:?}: is told {kinds:?}, and is not there")));
+    read.len()
+}
+
+/// What the feed tells of.
+const OBJECTS: &str = "SELECT 'card', card_id, 'STORED' FROM cards \
+     UNION ALL SELECT 'payment', payment_request_id, status FROM payments \
+     UNION ALL SELECT kind, request_id, status FROM operations";
 
 /// Every caller that was not told an outcome asks again.
 async fn repeat_all(vault: &TestVault, book: &Book) {

@@ -1,14 +1,17 @@
 //! What must be true when the storm is over.
 
+use std::collections::BTreeMap;
+
 use cardvault::base::ids::Merchant;
 use cardvault::model::event::Cursor;
-use cardvault::store::backend::Arg;
+use cardvault::store::backend::{Arg, Row};
 use cardvault::store::events::list_events;
 
 use super::gateway::{Charge, OperationState, State};
 use super::schedule::Simulation;
+use crate::support::feed_fits;
 
-struct Row {
+struct Payment {
     id: String,
     status: String,
     sent_copy: bool,
@@ -62,7 +65,7 @@ pub fn check(simulation: &mut Simulation<'_>) -> Vec<String> {
     wrong.iter().map(|line| line.replace(&simulation.prefix, "")).collect()
 }
 
-fn payments(simulation: &Simulation<'_>) -> Vec<Row> {
+fn payments(simulation: &Simulation<'_>) -> Vec<Payment> {
     const SQL: &str = "SELECT payment_request_id, status, CAST(CASE WHEN outgoing IS NULL THEN 0 ELSE 1 END AS BIGINT) AS copy, \
          CAST(open_operations AS BIGINT) AS open, CAST(captured AS BIGINT) AS captured, \
          CAST(capture_reserved AS BIGINT) AS capture_reserved, \
@@ -75,7 +78,7 @@ fn payments(simulation: &Simulation<'_>) -> Vec<Row> {
         rows.iter()
             .map(|row| {
                 let int = |name: &str| row.int(name).expect("a number");
-                Row {
+                Payment {
                     id: row.text("payment_request_id").expect("an id"),
                     status: row.text("status").expect("a status"),
                     sent_copy: row.int("copy").expect("a flag") == 1,
@@ -92,7 +95,7 @@ fn payments(simulation: &Simulation<'_>) -> Vec<Row> {
     })
 }
 
-fn check_payment(row: &Row, charge: Option<&Charge>, wrong: &mut Vec<String>) {
+fn check_payment(row: &Payment, charge: Option<&Charge>, wrong: &mut Vec<String>) {
     let expected = match charge.map(|charge| charge.state) {
         None | Some(State::Declined) => "FAILED",
         Some(State::Paid) => "AUTHORIZED",
@@ -161,8 +164,9 @@ fn check_operations(simulation: &Simulation<'_>, wrong: &mut Vec<String>) {
     }
 }
 
-/// Each payment's events rise, and the last one is its state.
-fn check_events(simulation: &mut Simulation<'_>, rows: &[Row], wrong: &mut Vec<String>) {
+/// The feed has no gap, and tells of everything what became of it, once: each payment, capture and refund ends
+/// with its state, each card is stored, each agreement begins and ends.
+fn check_events(simulation: &mut Simulation<'_>, rows: &[Payment], wrong: &mut Vec<String>) {
     simulation.sequence();
     let merchant: Merchant = simulation.merchant.clone();
     let events = simulation.ground.look(async |db| {
@@ -174,27 +178,55 @@ fn check_events(simulation: &mut Simulation<'_>, rows: &[Row], wrong: &mut Vec<S
             all.extend(page);
         }
     });
+    if !events.iter().map(|event| event.cursor.position()).eq((1..).take(events.len())) {
+        wrong.push("the feed has gaps".to_owned());
+    }
+    let mut told: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for event in &events {
+        told.entry(format!("{}/{}", event.object_type, event.object_id)).or_default().push(&event.kind);
+    }
+    let mut told = |object: &str, id: &str| told.remove(&format!("{object}/{id}")).unwrap_or_default();
     for row in rows {
-        let kinds: Vec<&str> = events
-            .iter()
-            .filter(|event| event.object_type == "payment" && event.object_id == row.id)
-            .map(|event| event.kind.as_str())
-            .collect();
-        let last = format!("payment.{}", row.status.to_lowercase());
-        let fits = match kinds.as_slice() {
-            [rest @ .., end] => {
-                *end == last
-                    && rest.iter().all(|kind| match *kind {
-                        "payment.processing" => true,
-                        "payment.authorized" => last == "payment.cancelled",
-                        _ => false,
-                    })
-                    && (1..kinds.len()).all(|at| !kinds[at..].contains(&kinds[at - 1]))
-            }
-            [] => false,
-        };
-        if !fits {
+        let kinds = told("payment", &row.id);
+        if !feed_fits("payment", &row.status, &kinds) {
             wrong.push(format!("{}: its events are {kinds:?}, and it is {}", row.id, row.status));
         }
     }
+    const OPERATIONS: &str = "SELECT kind, request_id, status FROM operations WHERE merchant = $1";
+    for [kind, name, status] in texts(simulation, OPERATIONS, ["kind", "request_id", "status"]) {
+        let kinds = told(&kind, &name);
+        if !feed_fits(&kind, &status, &kinds) {
+            wrong.push(format!("{name}: its events are {kinds:?}, and it is {status}"));
+        }
+    }
+    const CARDS: &str = "SELECT card_id FROM cards WHERE merchant = $1";
+    for [card] in texts(simulation, CARDS, ["card_id"]) {
+        let kinds = told("card", &card);
+        if kinds.iter().filter(|kind| **kind == "card.stored").count() != 1 {
+            wrong.push(format!("a card's events are {kinds:?}"));
+        }
+    }
+    const AGREEMENTS: &str = "SELECT agreement_id, state, \
+         CASE WHEN activated_at IS NOT NULL THEN 'was active' END AS active FROM agreements WHERE merchant = $1";
+    for [agreement, state, active] in texts(simulation, AGREEMENTS, ["agreement_id", "state", "active"]) {
+        let kinds = told("agreement", &agreement);
+        let begins = (!active.is_empty()).then_some("agreement.active");
+        let ends = (state == "ENDED").then_some("agreement.ended");
+        if !begins.into_iter().chain(ends).eq(kinds.iter().copied()) {
+            wrong.push(format!("an agreement's events are {kinds:?}, and it is {state}, {active}"));
+        }
+    }
+}
+
+/// Columns of what is the merchant's, as texts; `$1` is he. What is NULL is empty.
+fn texts<const N: usize>(
+    simulation: &Simulation<'_>,
+    query: &'static str,
+    columns: [&str; N],
+) -> Vec<[String; N]> {
+    let merchant = simulation.merchant.as_str().to_owned();
+    let rows =
+        simulation.ground.look(async |db| db.list(query, &[Arg::Text(&merchant)]).await.expect("rows"));
+    let read = |row: &Row| columns.map(|name| row.text_or_null(name).expect("a text").unwrap_or_default());
+    rows.iter().map(read).collect()
 }

@@ -102,6 +102,20 @@ where
     }
 }
 
+/// Whether the feed has told rightly of a payment, a capture or a refund: its last event is its state, the
+/// others are what may come before that, and none comes twice.
+pub fn feed_fits(object: &str, status: &str, told: &[&str]) -> bool {
+    let last = format!("{object}.{}", status.to_lowercase());
+    let may_precede = |kind: &str| {
+        kind == format!("{object}.processing")
+            || (kind == "payment.authorized" && last == "payment.cancelled")
+    };
+    let [rest @ .., end] = told else { return false };
+    *end == last
+        && rest.iter().all(|kind| may_precede(kind))
+        && (1..told.len()).all(|at| !told[at..].contains(&told[at - 1]))
+}
+
 /// Says that a test was left out for want of PostgreSQL.
 pub fn left_out(story: &str) {
     say(&format!("{story}: left out: no PostgreSQL found"));
