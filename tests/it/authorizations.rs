@@ -7,7 +7,7 @@ use super::notifications::start_scripted;
 use super::operations::{capture, manual, pay, reason, refund};
 use super::support::gateway::{PAY, Received, Reply, paid_json};
 use super::support::notices::Posted;
-use super::support::vault::fresh_pan;
+use super::support::vault::{by_reference, fresh_pan};
 
 /// What the gateway says where the review stands like this.
 fn reviewed(call: &Received, review: Option<&str>) -> Reply {
@@ -84,12 +84,18 @@ both_engines! {
         let checkout = vault.client("checkout");
         let pan = fresh_pan();
         let card = checkout.card(&pan).await;
-        pay(&checkout, &manual("CANCELLING", "30000", &card)).await;
+        pay(&checkout, &manual("CANCELLING_C", "30000", &card)).await;
+        pay(&checkout, &by_reference("CANCELLING_R", "30000", &card)).await;
         gateway.on(|_| Reply::Closed);
-        let cancelled = checkout.post("/v1/payments/CANCELLING/cancel", "{}").await.expect(200);
-        assert_eq!((cancelled.text_at("/status"), cancelled.text_at("/cancel/status")), ("AUTHORIZED".into(), "OPEN".into()));
-        for (word, body) in [("captures", capture("X_1", "1")), ("refunds", refund("X_1", "1"))] {
-            let refused = checkout.post(&format!("/v1/payments/CANCELLING/{word}"), &body).await;
+        for (id, word, body) in [
+            ("CANCELLING_C", "captures", capture("X_1", "1")),
+            ("CANCELLING_R", "refunds", refund("X_1", "1")),
+        ] {
+            let path = format!("/v1/payments/{id}");
+            let cancelled = checkout.post(&format!("{path}/cancel"), "{}").await.expect(200);
+            let told = (cancelled.text_at("/status"), cancelled.text_at("/cancel/status"));
+            assert_eq!(told, ("AUTHORIZED".into(), "OPEN".into()), "{}", cancelled.text);
+            let refused = checkout.post(&format!("{path}/{word}"), &body).await;
             assert_eq!(reason(refused, ""), "cancel_open", "{word}");
         }
         assert!(!gateway.calls().iter().any(|call| call.path.ends_with("/capture") || call.path.ends_with("/refund")));
