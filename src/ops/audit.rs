@@ -10,11 +10,10 @@ pub mod verify;
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::base::clock::{Millis, SharedClock};
 use crate::base::ids::InstanceId;
@@ -36,6 +35,8 @@ use super::keys::DataKeys;
 const CHAINS: usize = 16;
 /// How long a transaction waits for a chain.
 const WAIT: Duration = Duration::from_secs(5);
+/// How long a masked read waits where those before it could not be written.
+const CATCH_UP: Duration = Duration::from_secs(2);
 /// Masked reads that wait to be written; one more waits until there is room.
 const READS: usize = 4096;
 /// Most masked reads that are written in one transaction.
@@ -78,7 +79,7 @@ pub struct Audit {
     reads: mpsc::Sender<(Actor, Entry, Millis)>,
     waiting: Mutex<Option<mpsc::Receiver<(Actor, Entry, Millis)>>>,
     /// Whether what waited for no disk could not be written at the last attempt.
-    behind: AtomicBool,
+    behind: watch::Sender<bool>,
     /// Where this process runs: the origin of what nobody from elsewhere has asked for.
     here: Arc<str>,
     clock: SharedClock,
@@ -105,7 +106,7 @@ impl Audit {
             chains: Arc::default(),
             reads,
             waiting: Mutex::new(Some(waiting)),
-            behind: AtomicBool::new(false),
+            behind: watch::Sender::new(false),
             here: origin().into(),
             clock,
             tally,
@@ -197,19 +198,22 @@ impl Audit {
     /// what is read then would never be recorded.
     pub async fn note_read(&self, entry: Entry) -> Result<(), OpError> {
         let refused = || OpError::Unavailable(anyhow::anyhow!("masked reads cannot be audited"));
-        if self.behind.load(Ordering::Relaxed) {
+        let mut behind = self.behind.subscribe();
+        // Where it was the database, it may be back already.
+        let caught_up = tokio::time::timeout(CATCH_UP, behind.wait_for(|behind| !*behind)).await;
+        if !caught_up.is_ok_and(|told| told.is_ok()) {
             return Err(refused());
         }
         let sent = tokio::time::timeout(WAIT, self.reads.send((actor(), entry, self.clock.now()))).await;
         sent.ok().and_then(Result::ok).ok_or_else(refused)
     }
 
-    /// Records what was refused before there was a request that could wait for it: a connection, or a
-    /// notification. It is written with the masked reads, and left out where there is no room.
+    /// Records what can wait for no row, or needs none: a connection or a notification that was refused, a caller
+    /// who asked who he is. It is written with the masked reads, and left out where there is no room.
     pub fn note_soon(&self, who: Actor, entry: Entry) {
         if self.reads.try_send((who, entry, self.clock.now())).is_err() {
             self.tally.failures.inc();
-            tracing::warn!("a refusal is not audited: too much waits to be");
+            tracing::warn!("something is not audited: too much waits to be");
         }
     }
 
@@ -243,7 +247,8 @@ impl Audit {
                 continue;
             }
             let written = self.write_batch(db, keys, &batch).await;
-            self.behind.store(written.is_err(), Ordering::Relaxed);
+            self.behind
+                .send_if_modified(|behind| std::mem::replace(behind, written.is_err()) != written.is_err());
             match written {
                 Ok(()) => batch.clear(),
                 Err(error) => {

@@ -42,7 +42,7 @@ both_engines! {
     /// After some work every metric of the alerts is there, says what was done, and holds nothing of a card
     /// or of what a caller made up.
     async fn work_is_told_in_metrics(db: Database) {
-        let vault = TestVault::start(&db).await;
+        let vault = TestVault::start_still(&db).await;
         let checkout = vault.client("checkout");
         let pan = fresh_pan();
         let card = checkout.card(&pan).await;
