@@ -1,21 +1,9 @@
 //! What a member's name says of its value, however it is spelled: `card_no`, `CARD-NO`, `cardNo` and
 //! `payment.cardNo` are one.
 
-/// Members that hold sensitive authentication data.
+/// Members that hold sensitive authentication data, besides those of [`VERIFICATION`].
 const SECRET: &[&str] = &[
-    "cvv",
-    "cvv2",
-    "cvc",
-    "cvc2",
-    "cvn",
-    "cvn2",
     "cid",
-    "csc",
-    "securitycode",
-    "verificationcode",
-    "verificationvalue",
-    "cvvcode",
-    "cvccode",
     "cavv",
     "caav",
     "aav",
@@ -30,7 +18,7 @@ const SECRET: &[&str] = &[
 /// Members that hold Antom's own token.
 const TOKEN: &[&str] = &["cardtoken"];
 
-/// Those of the secret ones whose value is three or four digits.
+/// Members that hold a CVV: three or four digits.
 const VERIFICATION: &[&str] = &[
     "cvv",
     "cvv2",
@@ -93,7 +81,7 @@ pub fn kind(name: &str) -> Kind {
     let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
     if ends_with(TOKEN) {
         Kind::Token
-    } else if ends_with(SECRET) {
+    } else if ends_with(VERIFICATION) || ends_with(SECRET) {
         Kind::Secret
     } else if ends_with(NUMBER) {
         Kind::Number

@@ -37,7 +37,7 @@ use super::Vault;
 use super::audit::acting;
 use super::error::OpError;
 use super::events::ReadyEvent;
-use super::operations::amount_of;
+use super::operations::{amount_of, expected_of};
 
 /// How far a notification's time may be off before it is not trusted alone.
 const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
@@ -383,13 +383,7 @@ fn automatic_capture(
     let whole = amount.currency() == payment.currency && amount.value() == payment.amount;
     let gateway_id = member(notice.text(), "captureId").filter(|id| id.len() <= 64);
     let id = request_id.or(gateway_id.as_deref()).and_then(PaymentRequestId::parse)?;
-    let expected = ExpectedOperation {
-        kind,
-        request_id: id.as_str(),
-        payment_id: payment.payment_id.as_deref(),
-        amount: &amount,
-        cancelled: payment.status == Status::Cancelled,
-    };
+    let expected = expected_of(payment, kind, &id, &amount);
     match read_operation_notice(notice, &expected) {
         OperationReading::Says(verdict @ (OperationVerdict::Done | OperationVerdict::Failed)) if whole => {
             Some(Transaction { kind, request_id: id.clone(), gateway_id, amount, verdict })

@@ -224,13 +224,7 @@ impl Vault {
             }
         };
         let amount = amount_of(&row)?;
-        let expected = ExpectedOperation {
-            kind,
-            request_id: request_id.as_str(),
-            payment_id: payment.payment_id.as_deref(),
-            amount: &amount,
-            cancelled: payment.status == Status::Cancelled,
-        };
+        let expected = expected_of(payment, kind, request_id, &amount);
         match read_operation(&answer.verified(), &expected) {
             OperationReading::Says(verdict) => {
                 self.settle_operation(&row, Some(&answer.verified()), verdict, OperationSource::Call, None)
@@ -554,13 +548,7 @@ impl Vault {
             ));
         };
         let amount = amount_of(row)?;
-        let expected = ExpectedOperation {
-            kind: row.kind,
-            request_id: row.request_id.as_str(),
-            payment_id: payment.payment_id.as_deref(),
-            amount: &amount,
-            cancelled: payment.status == Status::Cancelled,
-        };
+        let expected = expected_of(payment, row.kind, &row.request_id, &amount);
         match read_refund_inquiry(&answer.verified(), &expected) {
             OperationReading::Says(verdict) => {
                 let source = OperationSource::Inquiry;
@@ -632,6 +620,22 @@ impl Vault {
         std::str::from_utf8(bytes.expose())
             .map(str::to_owned)
             .map_err(|_| OpError::Internal(anyhow::anyhow!("what was kept of an operation is not text")))
+    }
+}
+
+/// What a word of the gateway about an operation of this payment must be about.
+pub(super) fn expected_of<'a>(
+    payment: &'a PaymentRow,
+    kind: OperationKind,
+    request_id: &'a PaymentRequestId,
+    amount: &'a Amount,
+) -> ExpectedOperation<'a> {
+    ExpectedOperation {
+        kind,
+        request_id: request_id.as_str(),
+        payment_id: payment.payment_id.as_deref(),
+        amount,
+        cancelled: payment.status == Status::Cancelled,
     }
 }
 
