@@ -75,17 +75,17 @@ pub enum Kind {
 
 /// The kind that a name gives to its value.
 pub fn kind(name: &str) -> Kind {
-    let words = words(name);
-    let ends_with = |list: &[&str]| endings(&words).any(|ending| list.contains(&ending.as_str()));
-    let last = words.last().map_or("", String::as_str);
-    let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
-    if ends_with(TOKEN) {
+    let words = Words::of(name);
+    if words.end_with(TOKEN) {
         Kind::Token
-    } else if ends_with(VERIFICATION) || ends_with(SECRET) {
+    } else if words.end_with(VERIFICATION) || words.end_with(SECRET) {
         Kind::Secret
-    } else if ends_with(NUMBER) {
+    } else if words.end_with(NUMBER) {
         Kind::Number
-    } else if ends_with(ID) || has(TELEPHONE) || (["id", "ids", "url"].contains(&last) && !has(&["card"])) {
+    } else if words.end_with(ID)
+        || words.have(TELEPHONE)
+        || (["id", "ids", "url"].contains(&words.last()) && !words.have(&["card"]))
+    {
         Kind::Quiet
     } else {
         Kind::Plain
@@ -94,35 +94,56 @@ pub fn kind(name: &str) -> Kind {
 
 /// Whether a name is that of a CVV, whose value is three or four digits.
 pub fn is_verification(name: &str) -> bool {
-    let words = words(name);
-    endings(&words).any(|ending| VERIFICATION.contains(&ending.as_str()))
+    Words::of(name).end_with(VERIFICATION)
 }
 
 /// The words of a name in lower case: parted by punctuation, and by capitals.
-fn words(name: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let characters: Vec<char> = name.chars().map(narrow).collect();
-    for (at, c) in characters.iter().enumerate() {
-        let before = at.checked_sub(1).and_then(|at| characters.get(at));
-        let lower_next = characters.get(at + 1).is_some_and(char::is_ascii_lowercase);
-        let parted = !c.is_ascii_alphanumeric()
-            || (c.is_ascii_uppercase()
-                && before.is_some_and(|before| !before.is_ascii_uppercase() || lower_next));
-        if parted {
-            words.push(String::new());
-        }
-        if let Some(word) = words.last_mut().filter(|_| c.is_ascii_alphanumeric()) {
-            word.push(c.to_ascii_lowercase());
-        }
-    }
-    words.retain(|word| !word.is_empty());
-    words
+struct Words {
+    /// All of them in one piece.
+    letters: String,
+    /// Where each begins.
+    starts: Vec<usize>,
 }
 
-/// The name's last words, from more to fewer, each time in one piece.
-fn endings(words: &[String]) -> impl Iterator<Item = String> {
-    (words.len().saturating_sub(WORDS)..words.len())
-        .map(|from| words.get(from..).unwrap_or_default().concat())
+impl Words {
+    fn of(name: &str) -> Self {
+        let mut words =
+            Self { letters: String::with_capacity(name.len()), starts: Vec::with_capacity(WORDS) };
+        let mut characters = name.chars().map(narrow).peekable();
+        let mut before = None;
+        let mut parted = true;
+        while let Some(c) = characters.next() {
+            let lower_next = characters.peek().is_some_and(char::is_ascii_lowercase);
+            parted |= c.is_ascii_uppercase()
+                && before.is_some_and(|before: char| !before.is_ascii_uppercase() || lower_next);
+            if c.is_ascii_alphanumeric() {
+                if parted {
+                    words.starts.push(words.letters.len());
+                }
+                words.letters.push(c.to_ascii_lowercase());
+            }
+            parted = !c.is_ascii_alphanumeric();
+            before = Some(c);
+        }
+        words
+    }
+
+    /// Whether the last word, or the last few in one piece, are in a list.
+    fn end_with(&self, list: &[&str]) -> bool {
+        let mut endings = self.starts.iter().rev().take(WORDS).filter_map(|start| self.letters.get(*start..));
+        endings.any(|ending| list.contains(&ending))
+    }
+
+    /// Whether any word is in a list.
+    fn have(&self, list: &[&str]) -> bool {
+        let ends = self.starts.iter().skip(1).copied().chain([self.letters.len()]);
+        let mut words = self.starts.iter().zip(ends).filter_map(|(start, end)| self.letters.get(*start..end));
+        words.any(|word| list.contains(&word))
+    }
+
+    fn last(&self) -> &str {
+        self.starts.last().and_then(|start| self.letters.get(*start..)).unwrap_or_default()
+    }
 }
 
 /// A full-width letter or a digit of another alphabet as the ASCII one, anything else as it is.
@@ -136,4 +157,45 @@ pub fn narrow(c: char) -> char {
         _ => None,
     }
     .unwrap_or(c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_parted_by_marks_and_capitals() {
+        for (name, words) in [
+            ("", &[][..]),
+            ("cardNo", &["card", "no"]),
+            ("CARD-NO", &["card", "no"]),
+            ("__payment.card_no__", &["payment", "card", "no"]),
+            ("threeDSResult", &["three", "ds", "result"]),
+            ("ＣＶＶ２", &["cvv2"]),
+            ("größe", &["gr", "e"]),
+        ] {
+            let found = Words::of(name);
+            let ends = found.starts.iter().skip(1).copied().chain([found.letters.len()]);
+            let found: Vec<_> =
+                found.starts.iter().zip(ends).map(|(start, end)| &found.letters[*start..end]).collect();
+            assert_eq!(found, words, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_tells_by_its_last_words_in_one_piece() {
+        for (name, expected) in [
+            ("acquirerCardToken", Kind::Token),
+            ("card_security_code", Kind::Secret),
+            ("securityCodeCheck", Kind::Plain),
+            ("a.b.c.d.e.f.primary-account-number", Kind::Number),
+            ("telephoneOfBuyer", Kind::Quiet),
+            ("referenceBuyerId", Kind::Quiet),
+            ("cardId", Kind::Plain),
+            ("resultCode", Kind::Plain),
+        ] {
+            assert_eq!(kind(name), expected, "{name}");
+        }
+        assert!(is_verification("CVC-2") && !is_verification("cavv"));
+    }
 }
