@@ -22,7 +22,7 @@ use sqlx::{Executor as _, PgConnection, Postgres, Row as _, Sqlite, SqliteConnec
 use zeroize::Zeroizing;
 
 use super::lent::{Lender, Lent};
-use super::many::{Kind, Many, Together};
+use super::many::{Each, Kind, Many, Together};
 use crate::base::private_file::is_closed;
 use crate::metrics::PoolFacts;
 
@@ -188,8 +188,14 @@ impl Row {
 }
 
 macro_rules! bound {
-    ($sql:expr, $args:expr) => {{
-        let mut query = sqlx::query($sql);
+    ($sql:expr, $args:expr) => {
+        bind!(sqlx::query($sql), $args)
+    };
+}
+
+macro_rules! bind {
+    ($query:expr, $args:expr) => {{
+        let mut query = $query;
         for arg in $args {
             query = match arg {
                 Arg::Text(value) => query.bind(*value),
@@ -448,9 +454,13 @@ impl Db {
         tables: &[Vec<&[Arg<'a>]>],
     ) -> Result<Option<Row>, StoreError> {
         let passage = self.enter(Work::Write).await?;
-        let mut query = bound!(together.text(), values);
+        let (text, each) = together.given(tables.iter().map(Vec::len));
+        let mut query = bound!(text, values);
         for (columns, rows) in together.tables().zip(tables) {
-            query = by_column(query, columns.iter().map(|(_, kind)| *kind), rows);
+            query = match each {
+                Each::Value => bind!(query, rows.iter().copied().flatten()),
+                Each::Array => by_column(query, columns.iter().map(|(_, kind)| *kind), rows),
+            };
         }
         let found = on!(lender, connection => query.fetch_optional(connection));
         leave(passage).await?;
@@ -610,7 +620,11 @@ async fn many_of_postgres<'a, R: AsRef<[Arg<'a>]>>(
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    let query = by_column(sqlx::query(many.arrays()), many.kinds(), rows);
+    let (text, each) = many.given(rows.len());
+    let query = match each {
+        Each::Value => bound!(text, rows.iter().flat_map(AsRef::as_ref)),
+        Each::Array => by_column(sqlx::query(text), many.kinds(), rows),
+    };
     Ok(query.fetch_all(connection).await?.into_iter().map(Row::Postgres).collect())
 }
 

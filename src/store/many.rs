@@ -1,6 +1,7 @@
 //! Statements over many rows at once, for what is committed in groups. PostgreSQL gets each column as an
-//! array, also for several tables in one statement, which needs no transaction around it; SQLite gets rows in
-//! chunks of a few sizes, so that few statements are prepared.
+//! array, also for several tables in one statement, which needs no transaction around it, and a row that is
+//! alone as values, which spares it a third of the work; SQLite gets rows in chunks of a few sizes, so that few
+//! statements are prepared.
 
 use std::sync::OnceLock;
 
@@ -30,6 +31,7 @@ pub struct Many {
 }
 
 struct Texts {
+    lone: String,
     arrays: String,
     chunks: [String; CHUNKS.len()],
 }
@@ -49,9 +51,10 @@ impl Many {
         self.columns.iter().map(|(_, kind)| *kind)
     }
 
-    /// The text for PostgreSQL: a parameter for each column, an array.
-    pub(super) fn arrays(&'static self) -> &'static str {
-        &self.texts().arrays
+    /// The text for PostgreSQL for so many rows, and whether a parameter is a value or an array.
+    pub(super) fn given(&'static self, rows: usize) -> (&'static str, Each) {
+        let Texts { lone, arrays, .. } = self.texts();
+        if rows == 1 { (lone, Each::Value) } else { (arrays, Each::Array) }
     }
 
     /// The text for SQLite for as many of `left` rows as one statement takes, and how many those are.
@@ -75,17 +78,35 @@ impl Many {
                 let row = format!("({})", vec!["?"; names.len()].join(", "));
                 whole(&format!("VALUES {}", vec![row.as_str(); size].join(", ")), &sqlite)
             };
-            Texts { arrays: whole(&unnested(self.columns, 1), self.postgres), chunks: CHUNKS.map(chunk) }
+            Texts {
+                lone: whole(&lone(self.columns, 1), self.postgres),
+                arrays: whole(&unnested(self.columns, 1), self.postgres),
+                chunks: CHUNKS.map(chunk),
+            }
         })
     }
 }
+
+/// What a parameter of PostgreSQL's stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Each {
+    /// A value of the only row.
+    Value,
+    /// A column of all rows.
+    Array,
+}
+
+/// Most tables of one [`Together`].
+const TABLES: usize = 3;
 
 /// A statement of PostgreSQL's over the rows of several tables, each given under a name.
 pub struct Together {
     values: usize,
     tables: &'static [(&'static str, Columns)],
     rest: &'static str,
-    text: OnceLock<String>,
+    arrays: OnceLock<String>,
+    /// By which tables have a row, where none has more.
+    lone: [OnceLock<String>; 1 << TABLES],
 }
 
 impl Together {
@@ -100,23 +121,46 @@ impl Together {
         tables: &'static [(&'static str, Columns)],
         rest: &'static str,
     ) -> Self {
-        Self { values, tables, rest, text: OnceLock::new() }
+        assert!(tables.len() <= TABLES, "more tables than there are texts for");
+        Self { values, tables, rest, arrays: OnceLock::new(), lone: [const { OnceLock::new() }; 1 << TABLES] }
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = Columns> {
         self.tables.iter().map(|(_, columns)| *columns)
     }
 
-    /// The text: a parameter for each column of each table, an array.
-    pub(super) fn text(&'static self) -> &'static str {
-        self.text.get_or_init(|| {
-            let (mut text, mut next) = (String::from("WITH "), 1 + self.values);
-            for (name, columns) in self.tables {
-                text += &format!("{name} ({}) AS ({}), ", names(columns).join(", "), unnested(columns, next));
-                next += columns.len();
+    /// The text for so many rows of each table, and whether a parameter is a value or an array.
+    pub(super) fn given(&'static self, rows: impl Iterator<Item = usize>) -> (&'static str, Each) {
+        let mut which = 0;
+        for (place, rows) in rows.take(TABLES).enumerate() {
+            match rows {
+                0 => {}
+                1 => which |= 1 << place,
+                _ => return (self.arrays.get_or_init(|| self.text(unnested)), Each::Array),
             }
-            text + self.rest
-        })
+        }
+        let make = || {
+            let mut place = 0;
+            self.text(|columns, next| {
+                place += 1;
+                if which & (1 << (place - 1)) == 0 { empty(columns) } else { lone(columns, next) }
+            })
+        };
+        match self.lone.get(which) {
+            Some(text) => (text.get_or_init(make), Each::Value),
+            None => (self.arrays.get_or_init(|| self.text(unnested)), Each::Array),
+        }
+    }
+
+    /// The text, where each table comes from a source that is told its columns and its first parameter.
+    fn text(&self, mut source: impl FnMut(Columns, usize) -> String) -> String {
+        let (mut text, mut next) = (String::from("WITH "), 1 + self.values);
+        for (name, columns) in self.tables {
+            let source = source(columns, next);
+            text += &format!("{name} ({}) AS ({source}), ", names(columns).join(", "));
+            next += source.matches('$').count();
+        }
+        text + self.rest
     }
 }
 
@@ -124,17 +168,32 @@ fn names(columns: Columns) -> Vec<&'static str> {
     columns.iter().map(|(name, _)| *name).collect()
 }
 
+fn name_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Text => "text",
+        Kind::Int => "bigint",
+        Kind::Bytes => "bytea",
+    }
+}
+
 /// Rows of columns that are given as arrays from a parameter on.
 fn unnested(columns: Columns, first: usize) -> String {
-    let arrays = columns.iter().enumerate().map(|(place, (_, kind))| {
-        let kind = match kind {
-            Kind::Text => "text",
-            Kind::Int => "bigint",
-            Kind::Bytes => "bytea",
-        };
-        format!("${}::{kind}[]", first + place)
-    });
-    format!("SELECT * FROM unnest({})", arrays.collect::<Vec<_>>().join(", "))
+    let array =
+        |(place, (_, kind)): (usize, &(&str, Kind))| format!("${}::{}[]", first + place, name_of(*kind));
+    format!("SELECT * FROM unnest({})", columns.iter().enumerate().map(array).collect::<Vec<_>>().join(", "))
+}
+
+/// One row, whose values are given from a parameter on.
+fn lone(columns: Columns, first: usize) -> String {
+    let value =
+        |(place, (_, kind)): (usize, &(&str, Kind))| format!("${}::{}", first + place, name_of(*kind));
+    format!("SELECT {}", columns.iter().enumerate().map(value).collect::<Vec<_>>().join(", "))
+}
+
+/// No row.
+fn empty(columns: Columns) -> String {
+    let nothing = |(_, kind): &(&str, Kind)| format!("NULL::{}", name_of(*kind));
+    format!("SELECT {} WHERE FALSE", columns.iter().map(nothing).collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -147,9 +206,19 @@ mod tests {
     #[test]
     fn a_column_is_one_array_or_each_value_a_parameter() {
         assert_eq!(
-            SOME.arrays(),
-            "WITH given (a, b) AS (SELECT * FROM unnest($1::text[], $2::bigint[])) \
-             INSERT INTO t (a, b) SELECT a, b FROM given"
+            SOME.given(2),
+            (
+                "WITH given (a, b) AS (SELECT * FROM unnest($1::text[], $2::bigint[])) \
+                 INSERT INTO t (a, b) SELECT a, b FROM given",
+                Each::Array
+            )
+        );
+        assert_eq!(
+            SOME.given(1),
+            (
+                "WITH given (a, b) AS (SELECT $1::text, $2::bigint) INSERT INTO t (a, b) SELECT a, b FROM given",
+                Each::Value
+            )
         );
         assert_eq!(
             SOME.chunk(3),
@@ -168,9 +237,23 @@ mod tests {
             "done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1",
         );
         assert_eq!(
-            BOTH.text(),
-            "WITH one (a, b) AS (SELECT * FROM unnest($1::text[], $2::bigint[])), \
-             two (c) AS (SELECT * FROM unnest($3::bytea[])), \
+            BOTH.given([2, 1].into_iter()),
+            (
+                "WITH one (a, b) AS (SELECT * FROM unnest($1::text[], $2::bigint[])), \
+                 two (c) AS (SELECT * FROM unnest($3::bytea[])), \
+                 done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1",
+                Each::Array
+            )
+        );
+        assert_eq!(
+            BOTH.given([1, 1].into_iter()).0,
+            "WITH one (a, b) AS (SELECT $1::text, $2::bigint), two (c) AS (SELECT $3::bytea), \
+             done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1"
+        );
+        // What is not there takes no parameter.
+        assert_eq!(
+            BOTH.given([0, 1].into_iter()).0,
+            "WITH one (a, b) AS (SELECT NULL::text, NULL::bigint WHERE FALSE), two (c) AS (SELECT $1::bytea), \
              done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1"
         );
     }
@@ -182,7 +265,10 @@ mod tests {
             &[("one", &[("a", Kind::Int)])],
             "done AS (UPDATE t SET a = $1 WHERE b = $2) SELECT 1",
         );
-        assert!(AFTER.text().starts_with("WITH one (a) AS (SELECT * FROM unnest($3::bigint[])), done"));
+        let (text, _) = AFTER.given([3].into_iter());
+        assert!(text.starts_with("WITH one (a) AS (SELECT * FROM unnest($3::bigint[])), done"));
+        let (text, _) = AFTER.given([1].into_iter());
+        assert!(text.starts_with("WITH one (a) AS (SELECT $3::bigint), done"));
     }
 
     #[test]
