@@ -168,19 +168,19 @@ impl Audit {
         Ok(Links { lease, newest, keys, key: None, here, clock, tally })
     }
 
-    /// Runs a statement that is alone in its transaction, with its audit row, in the name of the task's actor,
-    /// and the event that tells of it; nothing is written where it returns no row. After
-    /// [`OpError::Unavailable`] nobody can know whether it was.
+    /// Runs a statement that is alone in its transaction, with its audit row, who did what and when, and the event
+    /// that tells of it; nothing is written where it returns no row. After [`OpError::Unavailable`] nobody can know
+    /// whether it was.
     pub(super) async fn write_alone(
         &self,
         db: &Db,
         keys: &DataKeys,
         (alone, values): (&'static Alone, &[Arg<'_>]),
         event: Option<&NewEvent<'_>>,
-        entry: Entry,
+        note: (Actor, Entry, Millis),
     ) -> Result<Option<Row>, OpError> {
         let mut links = self.links(keys).await?;
-        let rows = links.rows(&[(actor(), entry, self.clock.now())])?;
+        let rows = links.rows(&[note])?;
         let written = links.write(alone.run(db, values, event, &rows), Option::is_some).await;
         written.map_err(|error| {
             self.count_failure();

@@ -28,6 +28,84 @@ pub(super) trait Grouped: Send + Sync + 'static {
     fn run(&self, group: Vec<Self::Asked>) -> impl Future<Output = Vec<Result<Self::Told, OpError>>> + Send;
 }
 
+/// Something that is committed for a group, all of it or nothing.
+pub(super) trait Commits: Sync {
+    /// What one caller asks for.
+    type Asked: Send + Sync;
+    /// What he is told.
+    type Told: Send;
+
+    /// Commits a group; what each is told, in their order.
+    fn commit(&self, group: &[Self::Asked]) -> impl Future<Output = Result<Vec<Self::Told>, Failed>> + Send;
+}
+
+/// Why a group was not committed.
+pub(super) struct Failed {
+    error: OpError,
+    /// Whether one of it may be to blame, so that each is committed alone.
+    retry: bool,
+}
+
+impl Failed {
+    /// Nothing can be committed now, or nobody can know whether it is.
+    pub(super) fn for_all(error: impl Into<OpError>) -> Self {
+        Self { error: error.into(), retry: false }
+    }
+
+    /// Nothing was committed, and one of the group may be to blame.
+    pub(super) fn for_one(error: impl Into<OpError>) -> Self {
+        Self { error: error.into(), retry: true }
+    }
+}
+
+/// Commits a group, and where one of it may be to blame that it cannot be, each of it alone.
+pub(super) async fn commit_or_each<C: Commits>(
+    commits: &C,
+    group: &[C::Asked],
+) -> Vec<Result<C::Told, OpError>> {
+    match commits.commit(group).await {
+        Ok(told) => told.into_iter().map(Ok).collect(),
+        Err(Failed { error, retry }) if group.len() > 1 => {
+            if retry {
+                tracing::warn!(
+                    changes = group.len(),
+                    error = &error as &dyn std::error::Error,
+                    "a group could not be written; each is written alone"
+                );
+            }
+            Box::pin(commit_each(commits, group, (!retry).then_some(error))).await
+        }
+        Err(Failed { error, .. }) => vec![Err(error)],
+    }
+}
+
+/// Commits each of a group alone, until it is known that nothing can be committed.
+async fn commit_each<C: Commits>(
+    commits: &C,
+    group: &[C::Asked],
+    mut away: Option<OpError>,
+) -> Vec<Result<C::Told, OpError>> {
+    let mut told = Vec::with_capacity(group.len());
+    for one in group {
+        told.push(match &away {
+            // Nothing can be reached: the others need not find out one by one.
+            Some(error) => Err(as_for_another(error)),
+            None => match commits.commit(std::slice::from_ref(one)).await {
+                Ok(mut one) => one.pop().ok_or_else(|| {
+                    OpError::Internal(anyhow::anyhow!("a commit tells nothing of its change"))
+                }),
+                Err(Failed { error, retry: true }) => Err(error),
+                Err(Failed { error, retry: false }) => {
+                    let told = as_for_another(&error);
+                    away = Some(error);
+                    Err(told)
+                }
+            },
+        });
+    }
+    told
+}
+
 /// Where a caller waits for what he is told.
 type Answer<G> = oneshot::Sender<Result<<G as Grouped>::Told, OpError>>;
 

@@ -21,6 +21,7 @@ pub mod readiness;
 pub mod retention;
 pub mod rotation;
 mod running;
+mod statements;
 pub mod sweeps;
 mod writer;
 
@@ -50,6 +51,7 @@ use gather::Gather;
 use hindrances::Hindrances;
 use keys::DataKeys;
 use running::Running;
+use statements::Statements;
 use writer::Writer;
 
 /// What a deployment chooses.
@@ -145,6 +147,8 @@ pub struct Vault {
     pub hindrances: Hindrances,
     /// Commits cards in groups.
     writer: Writer,
+    /// Commits payments, several together where they come together.
+    statements: Statements,
     /// Reads cards in groups.
     reader: Gather<CardReads>,
 }
@@ -177,6 +181,7 @@ impl Vault {
         let bell = Arc::new(EventBell::new(db.is_sqlite()));
         Ok(Self {
             reader: CardReads::gather(db.clone()),
+            statements: Statements::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit)),
             writer: Writer::new(db.clone(), Arc::clone(&keys), Arc::clone(&audit), Arc::clone(&bell)),
             db,
             keys,

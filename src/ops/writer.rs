@@ -17,7 +17,7 @@ use crate::store::groups::{find_known, store};
 use super::audit::{Audit, AuditedTx, actor};
 use super::error::OpError;
 use super::events::{EventBell, ReadyEvent};
-use super::gather::{Gather, Grouped, as_for_another};
+use super::gather::{Commits, Failed, Gather, Grouped, commit_or_each};
 use super::keys::DataKeys;
 
 /// Most changes of one commit: more make it no cheaper, and their callers wait for all of it.
@@ -41,9 +41,9 @@ pub(super) struct Asked {
 }
 
 /// The writer of one process.
-pub(super) struct Writer(Gather<Commits>);
+pub(super) struct Writer(Gather<Cards>);
 
-struct Commits {
+struct Cards {
     db: Db,
     keys: Arc<DataKeys>,
     audit: Arc<Audit>,
@@ -53,7 +53,7 @@ struct Commits {
 impl Writer {
     /// A writer at rest.
     pub(super) fn new(db: Db, keys: Arc<DataKeys>, audit: Arc<Audit>, bell: Arc<EventBell>) -> Self {
-        Self(Gather::new(Commits { db, keys, audit, bell }, GROUP, LONGEST))
+        Self(Gather::new(Cards { db, keys, audit, bell }, GROUP, LONGEST))
     }
 
     /// Stores something with its event and its audit rows, in the name of the task's actor; `false` where it
@@ -70,49 +70,18 @@ impl Writer {
     }
 }
 
-impl Grouped for Commits {
+impl Grouped for Cards {
     type Asked = Asked;
     type Told = bool;
 
     async fn run(&self, group: Vec<Asked>) -> Vec<Result<bool, OpError>> {
-        match self.commit(&group).await {
-            Ok(stored) => stored.into_iter().map(Ok).collect(),
-            Err(Failed { error, retry }) if group.len() > 1 => {
-                if retry {
-                    tracing::warn!(
-                        cards = group.len(),
-                        error = &error as &dyn std::error::Error,
-                        "a group could not be written; each is written alone"
-                    );
-                }
-                Box::pin(self.commit_each(&group, (!retry).then_some(error))).await
-            }
-            Err(Failed { error, .. }) => vec![Err(error)],
-        }
+        commit_or_each(self, &group).await
     }
 }
 
-impl Commits {
-    /// Writes each of a group alone, until it is known that nothing can be written.
-    async fn commit_each(&self, group: &[Asked], mut away: Option<OpError>) -> Vec<Result<bool, OpError>> {
-        let mut told = Vec::with_capacity(group.len());
-        for one in group {
-            told.push(match &away {
-                // Nothing can be reached: the others need not find out one by one.
-                Some(error) => Err(as_for_another(error)),
-                None => match self.commit(std::slice::from_ref(one)).await {
-                    Ok(stored) => Ok(stored.first().copied().unwrap_or(false)),
-                    Err(Failed { error, retry: true }) => Err(error),
-                    Err(Failed { error, retry: false }) => {
-                        let told = as_for_another(&error);
-                        away = Some(error);
-                        Err(told)
-                    }
-                },
-            });
-        }
-        told
-    }
+impl Commits for Cards {
+    type Asked = Asked;
+    type Told = bool;
 
     /// Writes a group in one commit; which of it was stored.
     async fn commit(&self, group: &[Asked]) -> Result<Vec<bool>, Failed> {
@@ -123,16 +92,18 @@ impl Commits {
         let stored = write(&mut tx, group).await.map_err(Failed::for_one)?;
         if stored.contains(&true) {
             // Where this fails nobody can know whether they are stored, and doing it again would not tell.
-            tx.commit().await.map_err(|error| Failed::for_all(error.into()))?;
+            tx.commit().await.map_err(Failed::for_all)?;
             if group.iter().zip(&stored).any(|(one, stored)| *stored && one.event.is_some()) {
                 self.bell.ring_written();
             }
         } else {
-            tx.rollback().await.map_err(|error| Failed::for_all(error.into()))?;
+            tx.rollback().await.map_err(Failed::for_all)?;
         }
         Ok(stored)
     }
+}
 
+impl Cards {
     /// Stores a group of new cards in one statement, where the database has one for that; none where nothing
     /// was stored, and a transaction finds out which of it can be.
     async fn store_at_once(&self, group: &[Asked]) -> Result<Option<Vec<bool>>, Failed> {
@@ -145,7 +116,7 @@ impl Commits {
         // One that comes alone is looked for by the statement itself.
         let known = match cards.as_slice() {
             [_] => vec![false],
-            several => find_known(&way, several).await.map_err(|error| Failed::for_all(error.into()))?,
+            several => find_known(&way, several).await.map_err(Failed::for_all)?,
         };
         let fresh = || group.iter().zip(&cards).zip(&known).filter(|(_, known)| !**known).map(|(one, _)| one);
         let cards: Vec<&NewCard> = fresh().map(|(_, card)| *card).collect();
@@ -165,26 +136,9 @@ impl Commits {
             Ok(false) | Err(StoreError::Refused(_)) => Ok(None),
             Err(error) => {
                 self.audit.count_failure();
-                Err(Failed::for_all(error.into()))
+                Err(Failed::for_all(error))
             }
         }
-    }
-}
-
-/// Why a group was not written.
-struct Failed {
-    error: OpError,
-    /// Whether one of it may be to blame, so that the others are stored alone.
-    retry: bool,
-}
-
-impl Failed {
-    fn for_all(error: OpError) -> Self {
-        Self { error, retry: false }
-    }
-
-    fn for_one(error: OpError) -> Self {
-        Self { error, retry: true }
     }
 }
 

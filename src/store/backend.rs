@@ -115,7 +115,7 @@ pub enum Arg<'a> {
 }
 
 impl<'a> Arg<'a> {
-    fn text(self) -> Option<&'a str> {
+    pub(super) fn text(self) -> Option<&'a str> {
         match self {
             Self::Text(value) => Some(value),
             Self::TextOrNull(value) => value,
@@ -136,6 +136,39 @@ impl<'a> Arg<'a> {
             Self::Bytes(value) => Some(value),
             Self::BytesOrNull(value) => value,
             _ => None,
+        }
+    }
+}
+
+/// A value to bind that is kept meanwhile.
+pub enum Value {
+    /// Text or NULL.
+    Text(Option<String>),
+    /// A 64-bit integer or NULL.
+    Int(Option<i64>),
+    /// Bytes or NULL.
+    Bytes(Option<Vec<u8>>),
+}
+
+impl Value {
+    /// A copy.
+    pub fn of(arg: Arg<'_>) -> Self {
+        match arg {
+            Arg::Text(value) => Self::Text(Some(value.to_owned())),
+            Arg::TextOrNull(value) => Self::Text(value.map(str::to_owned)),
+            Arg::Int(value) => Self::Int(Some(value)),
+            Arg::IntOrNull(value) => Self::Int(value),
+            Arg::Bytes(value) => Self::Bytes(Some(value.to_vec())),
+            Arg::BytesOrNull(value) => Self::Bytes(value.map(<[u8]>::to_vec)),
+        }
+    }
+
+    /// For binding.
+    pub fn arg(&self) -> Arg<'_> {
+        match self {
+            Self::Text(value) => Arg::TextOrNull(value.as_deref()),
+            Self::Int(value) => Arg::IntOrNull(*value),
+            Self::Bytes(value) => Arg::BytesOrNull(value.as_deref()),
         }
     }
 }
@@ -450,12 +483,11 @@ impl Db {
         &self,
         lender: &Lender<Postgres>,
         together: &'static Together,
-        values: &[Arg<'a>],
         tables: &[Vec<&[Arg<'a>]>],
     ) -> Result<Option<Row>, StoreError> {
         let passage = self.enter(Work::Write).await?;
         let (text, each) = together.given(tables.iter().map(Vec::len));
-        let mut query = bound!(text, values);
+        let mut query = sqlx::query(text);
         for (columns, rows) in together.tables().zip(tables) {
             query = match each {
                 Each::Value => bind!(query, rows.iter().copied().flatten()),
@@ -654,7 +686,7 @@ impl Groups<'_> {
         together: &'static Together,
         tables: &[Vec<&[Arg<'a>]>],
     ) -> Result<Option<Row>, StoreError> {
-        self.db.write_together(self.connections, together, &[], tables).await
+        self.db.write_together(self.connections, together, tables).await
     }
 }
 

@@ -72,7 +72,10 @@ impl Many {
                 |source: &str, rest: &str| format!("WITH given ({}) AS ({source}) {rest}", names.join(", "));
             // Where one row cannot be written the whole transaction is given up. Otherwise SQLite copies each page
             // that the statement changes to a file of its own, to take back the statement alone.
-            let sqlite = self.sqlite.replacen("INSERT INTO", "INSERT OR FAIL INTO", 1);
+            let sqlite = match self.sqlite.strip_prefix("UPDATE ") {
+                Some(rest) => format!("UPDATE OR FAIL {rest}"),
+                None => self.sqlite.replacen("INSERT INTO", "INSERT OR FAIL INTO", 1),
+            };
             let chunk = |size: usize| {
                 // Without numbers: the driver looks for the name of each parameter in a list of all names.
                 let row = format!("({})", vec!["?"; names.len()].join(", "));
@@ -101,7 +104,6 @@ const TABLES: usize = 3;
 
 /// A statement of PostgreSQL's over the rows of several tables, each given under a name.
 pub struct Together {
-    values: usize,
     tables: &'static [(&'static str, Columns)],
     rest: &'static str,
     arrays: OnceLock<String>,
@@ -112,17 +114,8 @@ pub struct Together {
 impl Together {
     /// `rest` follows `WITH name (…) AS (…), …, `: the statements that write, and what is asked in the end.
     pub const fn new(tables: &'static [(&'static str, Columns)], rest: &'static str) -> Self {
-        Self::after(0, tables, rest)
-    }
-
-    /// As [`Self::new`], where `rest` has so many parameters of its own, which come first.
-    pub const fn after(
-        values: usize,
-        tables: &'static [(&'static str, Columns)],
-        rest: &'static str,
-    ) -> Self {
         assert!(tables.len() <= TABLES, "more tables than there are texts for");
-        Self { values, tables, rest, arrays: OnceLock::new(), lone: [const { OnceLock::new() }; 1 << TABLES] }
+        Self { tables, rest, arrays: OnceLock::new(), lone: [const { OnceLock::new() }; 1 << TABLES] }
     }
 
     pub(super) fn tables(&self) -> impl Iterator<Item = Columns> {
@@ -154,7 +147,7 @@ impl Together {
 
     /// The text, where each table comes from a source that is told its columns and its first parameter.
     fn text(&self, mut source: impl FnMut(Columns, usize) -> String) -> String {
-        let (mut text, mut next) = (String::from("WITH "), 1 + self.values);
+        let (mut text, mut next) = (String::from("WITH "), 1);
         for (name, columns) in self.tables {
             let source = source(columns, next);
             text += &format!("{name} ({}) AS ({source}), ", names(columns).join(", "));
@@ -256,19 +249,6 @@ mod tests {
             "WITH one (a, b) AS (SELECT NULL::text, NULL::bigint WHERE FALSE), two (c) AS (SELECT $1::bytea), \
              done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1"
         );
-    }
-
-    #[test]
-    fn values_of_the_statements_own_come_first() {
-        static AFTER: Together = Together::after(
-            2,
-            &[("one", &[("a", Kind::Int)])],
-            "done AS (UPDATE t SET a = $1 WHERE b = $2) SELECT 1",
-        );
-        let (text, _) = AFTER.given([3].into_iter());
-        assert!(text.starts_with("WITH one (a) AS (SELECT * FROM unnest($3::bigint[])), done"));
-        let (text, _) = AFTER.given([1].into_iter());
-        assert!(text.starts_with("WITH one (a) AS (SELECT $3::bigint), done"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use super::alone::{Alone, alone};
 use super::backend::{Arg, Db, Row, StoreError, Tx};
+use super::many::{Columns, Kind};
 use crate::base::clock::Millis;
 use crate::base::ids::{
     AgreementId, CardId, ClientName, GatewayAccount, InstanceId, Merchant, PaymentRequestId,
@@ -233,8 +234,35 @@ pub fn payment_row(row: &Row) -> Result<PaymentRow, StoreError> {
     })
 }
 
-/// Inserts a payment as UNKNOWN; nothing is returned where its id is in use. The card must be alive in this very
-/// statement, so that no payment overtakes an erasure.
+/// What a payment to insert is given by.
+const NEW: Columns = &[
+    ("account", Kind::Text),
+    ("payment_request_id", Kind::Text),
+    ("merchant", Kind::Text),
+    ("client", Kind::Text),
+    ("card_id", Kind::Text),
+    ("meaning", Kind::Bytes),
+    ("meaning_key", Kind::Text),
+    ("currency", Kind::Text),
+    ("amount", Kind::Text),
+    ("had_sensitive", Kind::Int),
+    ("retyped", Kind::Int),
+    ("outgoing", Kind::Bytes),
+    ("attempt", Kind::Text),
+    ("begun", Kind::Int),
+    ("agreement_id", Kind::Text),
+    ("initiator", Kind::Text),
+    ("uses_agreement", Kind::Int),
+    ("sum", Kind::Int),
+    ("manual_capture", Kind::Int),
+    ("wants_token", Kind::Int),
+    ("expires_at", Kind::Int),
+    ("next_look", Kind::Int),
+    ("buyer", Kind::Text),
+];
+
+/// Inserts payments as UNKNOWN; nothing is returned where an id is in use. The card must be alive in this very
+/// statement, so that no payment overtakes an erasure. The bounds keep PostgreSQL from reading all cards for it.
 macro_rules! insert_text {
     () => {
         concat!(
@@ -242,15 +270,20 @@ macro_rules! insert_text {
              status, meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
              sent_at, version, created_at, updated_at, agreement_id, initiator, manual_capture, wants_token, \
              expires_at, next_look, buyer) \
-             SELECT $1, $2, $3, $4, $5, 'UNKNOWN', $6, $7, $8, $9, $10, $11, $12, $13, $14, 1, $14, $14, \
-                 $15, $16, $19, $20, $21, $22, $23 \
-             WHERE ($5 IS NULL OR EXISTS (SELECT 1 FROM cards \
-                 WHERE merchant = $3 AND card_id = $5 AND erased_at IS NULL)) \
-             AND ($17 = 0 OR EXISTS (SELECT 1 FROM agreements \
-                 WHERE merchant = $3 AND agreement_id = $15 AND card_id = $5 AND state = 'ACTIVE' \
-                 AND (expires_at IS NULL OR expires_at > $14) \
-                 AND ($16 = 'CUSTOMER' OR (type <> 'CARD_ON_FILE' AND nti IS NOT NULL \
-                     AND (max_amount IS NULL OR (max_currency = $8 AND max_amount >= $18)))))) \
+             SELECT account, payment_request_id, merchant, client, card_id, \
+             'UNKNOWN', meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
+             begun, 1, begun, begun, agreement_id, initiator, manual_capture, wants_token, \
+             expires_at, next_look, buyer FROM given \
+             WHERE (given.card_id IS NULL OR EXISTS (SELECT 1 FROM cards WHERE cards.merchant = given.merchant \
+                 AND cards.card_id = given.card_id AND cards.erased_at IS NULL LIMIT 1 OFFSET 0)) \
+             AND (given.uses_agreement = 0 OR EXISTS (SELECT 1 FROM agreements AS used \
+                 WHERE used.merchant = given.merchant AND used.agreement_id = given.agreement_id \
+                 AND used.card_id = given.card_id AND used.state = 'ACTIVE' \
+                 AND (used.expires_at IS NULL OR used.expires_at > given.begun) \
+                 AND (given.initiator = 'CUSTOMER' OR (used.type <> 'CARD_ON_FILE' AND used.nti IS NOT NULL \
+                     AND (used.max_amount IS NULL \
+                         OR (used.max_currency = given.currency AND used.max_amount >= given.sum)))) \
+                 LIMIT 1 OFFSET 0)) \
              ON CONFLICT (account, payment_request_id) DO NOTHING",
             " RETURNING ",
             columns!()
@@ -259,7 +292,7 @@ macro_rules! insert_text {
 }
 
 /// [`insert_payment`], where nothing else is to be done with it.
-pub static INSERT: Alone = alone!(23, insert_text);
+pub static INSERT: Alone = alone!(NEW, insert_text);
 
 /// The values of [`INSERT`].
 pub fn insert_values<'a>(payment: &NewPayment<'a>) -> [Arg<'a>; 23] {
@@ -292,7 +325,7 @@ pub fn insert_values<'a>(payment: &NewPayment<'a>) -> [Arg<'a>; 23] {
 
 /// Inserts a payment as UNKNOWN, if its id is free, its card alive and its agreement in force.
 pub async fn insert_payment(tx: &mut Tx, payment: &NewPayment<'_>) -> Result<Option<PaymentRow>, StoreError> {
-    let row = tx.find(INSERT.text, &insert_values(payment)).await?;
+    let row = INSERT.run_in(tx, &insert_values(payment)).await?;
     row.as_ref().map(payment_row).transpose()
 }
 
@@ -393,26 +426,54 @@ pub enum NextLook {
     AtUnlessDue(Option<Millis>),
 }
 
-/// Applies a change to a payment that still has the status it was decided upon; nothing is returned where it has
+/// What a change is given by.
+const CHANGED: Columns = &[
+    ("of_account", Kind::Text),
+    ("of_id", Kind::Text),
+    ("from_status", Kind::Text),
+    ("to_status", Kind::Text),
+    ("its_payment_id", Kind::Text),
+    ("its_result_code", Kind::Text),
+    ("its_result_status", Kind::Text),
+    ("its_source", Kind::Text),
+    ("its_answer", Kind::Bytes),
+    ("ends", Kind::Int),
+    ("at", Kind::Int),
+    ("its_decline", Kind::Text),
+    ("its_token_card", Kind::Text),
+    ("its_auth_end", Kind::Int),
+    ("its_auth_review", Kind::Text),
+    ("moves_look", Kind::Int),
+    ("look", Kind::Int),
+    ("by_attempt", Kind::Text),
+    ("of_version", Kind::Int),
+    ("unless_due", Kind::Int),
+];
+
+/// Applies changes to payments that still have the status they were decided upon; nothing is returned where one has
 /// another by now. What a change does not know stays: so does the look that a cancel has asked for which was
 /// opened since the payment was read. The sealed request goes at a final status.
 macro_rules! change_text {
     () => {
         concat!(
-            "UPDATE payments SET status = $4, payment_id = COALESCE($5, payment_id), \
-             result_code = COALESCE($6, result_code), result_status = COALESCE($7, result_status), \
-             settled_by = COALESCE($8, settled_by), answer = COALESCE($9, answer), \
-             outgoing = CASE WHEN $10 = 1 THEN NULL ELSE outgoing END, \
-             decline = COALESCE($12, decline), token_card_id = COALESCE(token_card_id, $13), \
-             auth_expires_at = COALESCE($14, auth_expires_at), auth_review = COALESCE($15, auth_review), \
-             next_look = CASE WHEN $16 = 0 OR ($20 = 1 AND next_look <= $11) OR ($17 IS NULL AND $4 = 'AUTHORIZED' AND cancel_state = 'OPEN') \
-                 THEN next_look ELSE $17 END, \
-             looks = CASE WHEN $3 <> $4 THEN 0 ELSE looks END, \
-             cancel_state = CASE WHEN $4 = 'CANCELLED' AND cancel_state IS NOT NULL THEN 'DONE' \
-                 WHEN $4 = 'FAILED' THEN NULL ELSE cancel_state END, \
-             version = version + 1, updated_at = $11 \
-             WHERE account = $1 AND payment_request_id = $2 AND status = $3 \
-             AND ($18 IS NULL OR attempt = $18) AND ($19 IS NULL OR version = $19)",
+            "UPDATE payments SET status = to_status, payment_id = COALESCE(its_payment_id, payment_id), \
+             result_code = COALESCE(its_result_code, result_code), \
+             result_status = COALESCE(its_result_status, result_status), \
+             settled_by = COALESCE(its_source, settled_by), answer = COALESCE(its_answer, answer), \
+             outgoing = CASE WHEN ends = 1 THEN NULL ELSE outgoing END, \
+             decline = COALESCE(its_decline, decline), \
+             token_card_id = COALESCE(token_card_id, its_token_card), \
+             auth_expires_at = COALESCE(its_auth_end, auth_expires_at), \
+             auth_review = COALESCE(its_auth_review, auth_review), \
+             next_look = CASE WHEN moves_look = 0 OR (unless_due = 1 AND next_look <= at) \
+                 OR (look IS NULL AND to_status = 'AUTHORIZED' AND cancel_state = 'OPEN') \
+                 THEN next_look ELSE look END, \
+             looks = CASE WHEN from_status <> to_status THEN 0 ELSE looks END, \
+             cancel_state = CASE WHEN to_status = 'CANCELLED' AND cancel_state IS NOT NULL THEN 'DONE' \
+                 WHEN to_status = 'FAILED' THEN NULL ELSE cancel_state END, \
+             version = version + 1, updated_at = at FROM given \
+             WHERE account = of_account AND payment_request_id = of_id AND status = from_status \
+             AND (by_attempt IS NULL OR attempt = by_attempt) AND (of_version IS NULL OR version = of_version)",
             " RETURNING ",
             columns!()
         )
@@ -420,7 +481,7 @@ macro_rules! change_text {
 }
 
 /// [`change_payment`], where nothing else is to be done with it than to tell of it.
-pub static CHANGE: Alone = alone!(20, change_text);
+pub static CHANGE: Alone = alone!(CHANGED, change_text);
 
 /// The values of [`CHANGE`].
 pub fn change_values<'a>(
@@ -465,7 +526,7 @@ pub async fn change_payment(
     id: &PaymentRequestId,
     change: &Change<'_>,
 ) -> Result<Option<PaymentRow>, StoreError> {
-    let row = tx.find(CHANGE.text, &change_values(account, id, change)).await?;
+    let row = CHANGE.run_in(tx, &change_values(account, id, change)).await?;
     row.as_ref().map(payment_row).transpose()
 }
 

@@ -530,8 +530,11 @@ impl Vault {
     ) -> Result<Recorded, OpError> {
         let gateway = Arc::clone(&prepared.attempt.gateway);
         let body = std::mem::replace(&mut prepared.body, SecretBuf::with_capacity(0));
-        // While the database writes, the processor signs.
-        let sign = async { gateway.sign(Call::Pay, body) };
+        // While the database writes, the processor signs: not before it has been asked to.
+        let sign = async {
+            tokio::task::yield_now().await;
+            gateway.sign(Call::Pay, body)
+        };
         let (recorded, signed) = tokio::join!(biased; self.insert_intent(allowed, &prepared), sign);
         // A payment that was not made leaves the CVV waiting; one whose card was erased ends it.
         let goes_on = !matches!(recorded, Ok(Inserted::Yes(_) | Inserted::CardGone | Inserted::SlotGone));
@@ -583,7 +586,7 @@ impl Vault {
         if !opens && !prepared.is_old && prepared.slot.is_none() {
             let values = rows::insert_values(&payment);
             let alone = (&rows::INSERT, values.as_slice());
-            return match self.audit.write_alone(&self.db, &self.keys, alone, None, note).await {
+            return match self.statements.run(alone, None, note).await {
                 Ok(Some(row)) => Ok(Inserted::Yes(Box::new(rows::payment_row(&row)?))),
                 Ok(None) => self.why_not(allowed.merchant(), prepared).await,
                 Err(OpError::Unavailable(error)) => self.after_unclear_commit(attempt, error).await,

@@ -219,15 +219,15 @@ impl Vault {
             let detail = format!("{} by {by}", change.to.name());
             Entry::done("payment.change", before.payment_request_id.as_str()).with(detail)
         });
+        let tells = event.is_some() || typed.is_some_and(|typed| typed.event.is_some());
         let (after, news) = match note {
             // Neither an agreement nor a card has to do with it.
             Some(note)
                 if before.agreement_id.is_none() && change.token_card_id.is_none() && typed.is_none() =>
             {
                 let values = rows::change_values(&before.account, &before.payment_request_id, change);
-                let event = event.as_ref().map(ReadyEvent::row);
                 let alone = (&rows::CHANGE, values.as_slice());
-                let row = self.audit.write_alone(&self.db, &self.keys, alone, event.as_ref(), note).await?;
+                let row = self.statements.run(alone, event, note).await?;
                 (row.as_ref().map(rows::payment_row).transpose()?, false)
             }
             note => self.change_with_others(before, change, answer, event.as_ref(), note, typed).await?,
@@ -236,7 +236,7 @@ impl Vault {
             if moves {
                 self.metrics.payment(change.to);
             }
-            if event.is_some() || news || typed.is_some_and(|typed| typed.event.is_some()) {
+            if tells || news {
                 self.bell.ring_written();
             }
         }

@@ -13,7 +13,7 @@ use cardvault::store::events::{NewEvent, insert_event};
 use cardvault::store::retention::Place;
 
 use super::gateway::State;
-use super::named::{know_the_card, next_is};
+use super::named::{comes_to, know_the_card, next_is};
 use super::points::count;
 use super::schedule::{Ask, Kind, Simulation, text_at};
 use super::world::{Go, What};
@@ -188,6 +188,16 @@ pub const FLOWS: &[Flow] = &[
         prepare: paid_next,
         start: |s, _| pay(s, Kind::Reference),
         again: paid_again,
+    },
+    Flow {
+        name: "pay several times at once",
+        prepare: |s| {
+            let ids = [1, 2, 3, 4].map(|n| format!("{}PAY{}", s.prefix, s.next_name + n));
+            ids.iter().for_each(|id| comes_to(s, id, State::Paid));
+            ids.join(" ")
+        },
+        start: |s, ids| ids.split(' ').for_each(|_| pay(s, Kind::Reference)),
+        again: |s, ids| ids.split(' ').flat_map(|id| paid_again(s, id)).collect(),
     },
     Flow {
         name: "pay by reference with a held CVV",

@@ -36,8 +36,12 @@ fn on_both(name: &str, schedule: impl Fn(&mut Simulation<'_>)) {
 
 /// What the gateway comes to for the next payment.
 pub fn next_is(simulation: &Simulation<'_>, state: State) {
-    let id = format!("{}PAY{}", simulation.prefix, simulation.next_name + 1);
-    simulation.model.outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, state);
+    comes_to(simulation, &format!("{}PAY{}", simulation.prefix, simulation.next_name + 1), state);
+}
+
+/// What the gateway comes to for a payment.
+pub fn comes_to(simulation: &Simulation<'_>, id: &str, state: State) {
+    simulation.model.outcomes.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), state);
 }
 
 /// Pays with a card and its CVV once, so that the card is known.

@@ -112,9 +112,8 @@ fn listed(alone: &'static str, number: &'static str) -> BTreeMap<&'static str, S
     let lines = lines.expect("the list of points in docs/durability.md").lines();
     let of_engine = |points: &str| {
         let words = points.split(", ").map(|word| match word {
-            "alone" => alone,
-            "number" => number,
-            word => word,
+            "number" => number.to_owned(),
+            word => word.replace("alone", alone),
         });
         words.collect::<Vec<_>>().join(", ")
     };

@@ -1,63 +1,13 @@
-//! What waits for the database is stored together, and each of it is as if it had been stored alone: another's
-//! failure, hang-up or equal number harms nobody, and what was sealed with keys that changed meanwhile is not
-//! stored.
-//!
-//! A story makes cards wait by holding the lock that the vault needs, and lets them go together.
-
-use std::time::Duration;
+//! Cards.
 
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tokio::task::JoinSet;
 
-use super::support::sql::number;
-use super::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan};
-use super::support::wire::Wire;
-use super::support::{Database, Engine, eventually, sql};
-
-/// How long cards gather. It is no promise of the vault's: too short a time makes a story prove less.
-const GATHER: Duration = Duration::from_millis(700);
-
-/// A transaction that keeps the vault from storing cards.
-enum Held {
-    Sqlite(SqliteConnection),
-    Postgres(PgConnection),
-}
-
-impl Held {
-    async fn hold(db: &Database) -> Self {
-        let mut held = match db.engine {
-            Engine::Sqlite => Self::Sqlite(SqliteConnection::connect(&db.url).await.expect("connect")),
-            Engine::Postgres => Self::Postgres(PgConnection::connect(&db.url).await.expect("connect")),
-        };
-        match db.engine {
-            Engine::Sqlite => held.run("BEGIN IMMEDIATE").await,
-            Engine::Postgres => {
-                held.run("BEGIN").await;
-                held.run("LOCK TABLE cards IN SHARE MODE").await;
-            }
-        }
-        held
-    }
-
-    async fn run(&mut self, statement: &str) {
-        let text = AssertSqlSafe(statement.to_owned());
-        match self {
-            Self::Sqlite(connection) => sqlx::query(text).execute(connection).await.map(|_| ()),
-            Self::Postgres(connection) => sqlx::query(text).execute(connection).await.map(|_| ()),
-        }
-        .expect("a statement");
-    }
-
-    async fn release(mut self) {
-        self.run("COMMIT").await;
-        match self {
-            Self::Sqlite(connection) => connection.close().await,
-            Self::Postgres(connection) => connection.close().await,
-        }
-        .expect("close");
-    }
-}
+use super::{GATHER, Held, commits};
+use crate::support::sql::number;
+use crate::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan};
+use crate::support::wire::Wire;
+use crate::support::{Database, Engine, eventually, sql};
 
 fn body(pan: &str) -> String {
     format!(
@@ -116,7 +66,7 @@ both_engines! {
             ),
             Engine::Postgres => format!("ALTER TABLE cards ADD CONSTRAINT poison CHECK (last4 <> '{poison}')"),
         }).await;
-        let held = Held::hold(&db).await;
+        let held = Held::hold(&db, "cards").await;
         let calls = store_all(&caller, &pans);
         tokio::time::sleep(GATHER).await;
         held.release().await;
@@ -137,7 +87,7 @@ both_engines! {
         for _ in &gone {
             wires.push(Wire::client(&vault, "checkout").await);
         }
-        let held = Held::hold(&db).await;
+        let held = Held::hold(&db, "cards").await;
         for (wire, pan) in wires.iter_mut().zip(&gone) {
             let body = body(pan);
             let head = format!(
@@ -171,7 +121,7 @@ both_engines! {
         let caller = vault.client("checkout");
         let same = fresh_pan();
         let pans: Vec<String> = (0..24).map(|n| if n % 3 == 0 { fresh_pan() } else { same.clone() }).collect();
-        let held = Held::hold(&db).await;
+        let held = Held::hold(&db, "cards").await;
         let calls = store_all(&caller, &pans);
         tokio::time::sleep(GATHER).await;
         held.release().await;
@@ -210,7 +160,7 @@ both_engines! {
         let first = fresh_pan();
         caller.card(&first).await;
         let pans: Vec<String> = (0..16).map(|_| fresh_pan()).collect();
-        let mut held = Held::hold(&db).await;
+        let mut held = Held::hold(&db, "cards").await;
         let calls = store_all(&caller, &pans);
         tokio::time::sleep(GATHER).await;
         // The key that seals retires, and the one before it seals again.
@@ -243,7 +193,7 @@ both_engines! {
         let vault = TestVault::start(&db).await;
         let caller = vault.client("checkout");
         let pans: Vec<String> = (0..6).map(|_| fresh_pan()).collect();
-        let held = Held::hold(&db).await;
+        let held = Held::hold(&db, "cards").await;
         let mut calls = JoinSet::new();
         for pan in pans.iter().chain(&pans) {
             let caller = caller.clone();
@@ -277,31 +227,17 @@ both_engines! {
         let vault = TestVault::start(&db).await;
         let caller = vault.client("checkout");
         let pans: Vec<String> = (0..32).map(|_| fresh_pan()).collect();
-        let held = Held::hold(&db).await;
+        let held = Held::hold(&db, "cards").await;
         let calls = store_all(&caller, &pans);
         tokio::time::sleep(2 * GATHER).await;
-        let before = commits(&db).await;
+        let before = commits(&db, "cards").await;
         held.release().await;
         for answer in answers(calls).await {
             answer.expect(201);
         }
-        let commits = commits(&db).await - before;
+        let commits = commits(&db, "cards").await - before;
         assert!((1..=12).contains(&commits), "32 cards that waited took {commits} commits");
         assert_told(&vault, &db).await;
         vault.finish(&[&pans[0]]).await;
     }
-}
-
-/// How many transactions have stored the cards; on SQLite, how many there were since its log began.
-async fn commits(db: &Database) -> i64 {
-    if db.engine == Engine::Postgres {
-        return number(db, "SELECT COUNT(DISTINCT CAST(xmin AS TEXT)) FROM cards").await;
-    }
-    let log = std::fs::read(db.files.join("cardvault.db-wal")).expect("the log");
-    // https://www.sqlite.org/fileformat2.html#walformat: a header of 32 bytes with the page's size and two salts,
-    // then frames of 24 bytes and a page. The last frame of a transaction tells the size of the database.
-    let word = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().expect("four bytes"));
-    let frame = 24 + word(8) as usize;
-    let frames = (32..).step_by(frame).take_while(|at| at + frame <= log.len() && word(at + 8) == word(16));
-    i64::try_from(frames.filter(|at| word(at + 4) != 0).count()).expect("few")
 }
