@@ -1,5 +1,7 @@
 //! The spellings in which card data may stand inside a text.
 
+use std::borrow::Cow;
+
 use data_encoding::{BASE64_NOPAD, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
 use percent_encoding::percent_decode_str;
 
@@ -24,15 +26,20 @@ pub(super) struct Spellings {
     hex: String,
     codes: String,
     base64: [String; 3],
+    /// How long the shortest of them is, in bytes.
+    shortest: usize,
 }
 
 impl Spellings {
     pub(super) fn of(pan: &Pan) -> Self {
         let digits = pan.expose().to_owned();
+        let base64 = base64_cores(&digits);
+        let shortest = base64.iter().map(String::len).fold(digits.len(), usize::min);
         Self {
+            shortest,
+            base64,
             hex: data_encoding::HEXLOWER.encode(digits.as_bytes()),
             codes: digits.bytes().map(|byte| byte.to_string()).collect(),
-            base64: base64_cores(&digits),
             digits,
         }
     }
@@ -40,10 +47,13 @@ impl Spellings {
     /// Whether the number stands in a text. All marks are passed over: sixteen digits in this order are
     /// no accident.
     pub(super) fn stand_in(&self, text: &str) -> bool {
-        let digits = digits_of(text);
-        let hex = || -> String {
-            let lower = text.chars().map(|c| c.to_ascii_lowercase());
-            lower.filter(|c| matches!(c, '0'..='9' | 'a'..='f')).collect()
+        if text.len() < self.shortest {
+            return false;
+        }
+        let hex = || -> bool {
+            let is_hex = |c: &char| matches!(c, '0'..='9' | 'a'..='f');
+            let found = || text.chars().map(|c| c.to_ascii_lowercase()).filter(is_hex);
+            text.len() >= self.hex.len() && found().collect::<String>().contains(&self.hex)
         };
         let holds_base64 = || {
             let together: String = text.chars().filter(|c| !c.is_whitespace()).collect();
@@ -53,11 +63,12 @@ impl Spellings {
             text.contains('%')
                 && digits_of(&percent_decode_str(text).decode_utf8_lossy()).contains(&self.digits)
         };
-        digits.contains(&self.digits)
-            || digits.contains(&self.codes)
-            || percent()
-            || hex().contains(&self.hex)
-            || holds_base64()
+        let plain = || {
+            let many = text.chars().map(names::narrow).filter(char::is_ascii_digit).count();
+            let digits = if many < self.digits.len() { String::new() } else { digits_of(text) };
+            digits.contains(&self.digits) || digits.contains(&self.codes)
+        };
+        plain() || percent() || hex() || holds_base64()
     }
 }
 
@@ -80,9 +91,9 @@ fn base64_cores(text: &str) -> [String; 3] {
 /// What a text may stand for, if it is an encoding of another text.
 pub(super) fn decodings(text: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let narrow: String = text.chars().map(names::narrow).collect();
-    if narrow != text {
-        found.push(narrow);
+    if !text.is_ascii() {
+        let narrow: String = text.chars().map(names::narrow).collect();
+        found.extend(Some(narrow).filter(|narrow| narrow != text));
     }
     if text.contains('%') {
         let decoded = percent_decode_str(text).decode_utf8_lossy();
@@ -95,7 +106,10 @@ pub(super) fn decodings(text: &str) -> Vec<String> {
     }
     // A signed token has three parts with points between.
     for part in text.trim().split('.') {
-        let part: String = part.chars().filter(|c| !c.is_whitespace()).collect();
+        let part: Cow<'_, str> = match part.contains(char::is_whitespace) {
+            true => part.chars().filter(|c| !c.is_whitespace()).collect(),
+            false => part.into(),
+        };
         let bare = part.trim_end_matches('=').as_bytes();
         let readable = |bytes: Option<Vec<u8>>| {
             let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok())?;
@@ -182,7 +196,8 @@ fn named_value(text: &str, name: &Place) -> Option<(Place, String)> {
     }
     let start = end_of(text, name.end, |c| !c.is_ascii_alphanumeric() && !matches!(c, '+' | '/' | '*'));
     let between = text.get(name.end..start)?;
-    if between.chars().count() > BETWEEN {
+    // What follows at once is no value of a name's, nor is what does not follow.
+    if between.is_empty() || start == text.len() || between.chars().count() > BETWEEN {
         return None;
     }
     // `security code: 850`

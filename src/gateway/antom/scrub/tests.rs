@@ -1,3 +1,4 @@
+use super::spelling::Spellings;
 use super::*;
 
 const PAN: &str = "4117347806156383";
@@ -89,6 +90,25 @@ fn this_payments_number_goes_in_every_spelling() {
         }
     }
     assert_eq!(cleaned(&format!("{{\"{PAN}\":1,\"a\":{PAN}}}")), "{\"a\":\"[removed]\"}");
+}
+
+#[test]
+fn no_spelling_of_any_length_is_too_short_to_be_found() {
+    for digits in ["500000000009", "4222222222222", "378282246310005", PAN, "6200000000000000000"] {
+        let Ok(pan) = Pan::parse(digits) else { panic!("{digits}") };
+        let own = Spellings::of(&pan);
+        let codes: Vec<String> = digits.bytes().map(|byte| byte.to_string()).collect();
+        let mut spelled =
+            vec![digits.to_owned(), codes.join(","), data_encoding::HEXLOWER.encode(digits.as_bytes())];
+        for (before, after) in [("", ""), ("x", ""), ("xy", ""), ("", "z"), ("x", "yz"), ("xy", "z")] {
+            let whole = data_encoding::BASE64_NOPAD.encode(format!("{before}{digits}{after}").as_bytes());
+            spelled.push(whole);
+        }
+        for text in spelled {
+            assert!(own.stand_in(&text), "{text}");
+            assert!(!own.stand_in(&text[..digits.len() - 2]), "{text}");
+        }
+    }
 }
 
 #[test]
