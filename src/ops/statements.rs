@@ -4,7 +4,6 @@
 //! together, and so are those that come meanwhile.
 
 use std::collections::HashSet;
-use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +11,10 @@ use tokio::sync::Semaphore;
 
 use crate::base::clock::Millis;
 use crate::model::audit::{Actor, Entry};
-use crate::store::alone::{Alone, key};
-use crate::store::backend::{Arg, Db, Row, Value};
+use crate::store::alone::{Alone, key, run_at_once};
+use crate::store::backend::{Arg, Db, Row, StoreError, Value};
 use crate::store::events::insert_events;
+use crate::store::many::WHOLE;
 
 use super::audit::{Audit, actor};
 use super::error::OpError;
@@ -121,18 +121,16 @@ impl Commits for Together {
                 error => Failed::for_one(error),
             });
         }
+        if let Some(returned) = self.at_once(group).await? {
+            return Ok(returned.into_iter().map(Some).collect());
+        }
         let mut tx = self.audit.begin(&self.db, &self.keys).await.map_err(Failed::for_all)?;
         let mut returned: Vec<Option<Row>> = group.iter().map(|_| None).collect();
-        let mut left: Vec<usize> = (0..group.len()).collect();
-        // Those of one kind, then those of the next.
-        while let Some(first) = left.first().and_then(|place| group.get(*place)) {
-            let (these, others): (Vec<usize>, Vec<usize>) = take(&mut left)
-                .into_iter()
-                .partition(|place| group.get(*place).is_some_and(|one| std::ptr::eq(one.alone, first.alone)));
-            left = others;
-            let given: Vec<_> = these.iter().filter_map(|place| group.get(*place)).map(Asked::args).collect();
-            let rows = first.alone.run_each(&mut tx, &given).await.map_err(Failed::for_one)?;
-            for (place, row) in these.into_iter().zip(rows) {
+        for (alone, places) in kinds(group) {
+            let given: Vec<_> =
+                places.iter().filter_map(|place| group.get(*place)).map(Asked::args).collect();
+            let rows = alone.run_each(&mut tx, &given).await.map_err(Failed::for_one)?;
+            for (place, row) in places.into_iter().zip(rows) {
                 if let Some(returned) = returned.get_mut(place) {
                     *returned = row;
                 }
@@ -151,4 +149,51 @@ impl Commits for Together {
         }
         Ok(returned)
     }
+}
+
+impl Together {
+    /// Commits a group in a transaction that is sent whole, where the database takes one; none where nothing was
+    /// written, and a transaction of several steps finds out what of it can be.
+    async fn at_once(&self, group: &[Asked]) -> Result<Option<Vec<Row>>, Failed> {
+        if !self.db.is_sqlite() || group.len() > WHOLE {
+            return Ok(None);
+        }
+        let args: Vec<_> = group.iter().map(Asked::args).collect();
+        let kinds = kinds(group);
+        let parts: Vec<_> = kinds
+            .iter()
+            .map(|(alone, places)| {
+                (*alone, places.iter().filter_map(|place| args.get(*place)).map(Vec::as_slice).collect())
+            })
+            .collect();
+        let events = group.iter().filter_map(|one| one.event.as_ref().map(ReadyEvent::row));
+        let notes: Vec<_> = group.iter().map(|one| one.note.clone()).collect();
+        let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
+        let rows = links.rows(&notes).map_err(Failed::for_all)?;
+        let returned = match links.write(run_at_once(&self.db, &parts, events, &rows), Option::is_some).await
+        {
+            Ok(Some(returned)) => returned,
+            Ok(None) | Err(StoreError::Refused(_)) => return Ok(None),
+            Err(error) => {
+                self.audit.count_failure();
+                return Err(Failed::for_all(error));
+            }
+        };
+        // In the order of their kinds.
+        let mut returned: Vec<_> = kinds.into_iter().flat_map(|(_, places)| places).zip(returned).collect();
+        returned.sort_by_key(|(place, _)| *place);
+        Ok(Some(returned.into_iter().map(|(_, row)| row).collect()))
+    }
+}
+
+/// The places of those of one kind, then of those of the next.
+fn kinds(group: &[Asked]) -> Vec<(&'static Alone, Vec<usize>)> {
+    let mut kinds: Vec<(&'static Alone, Vec<usize>)> = Vec::new();
+    for (place, one) in group.iter().enumerate() {
+        match kinds.iter_mut().find(|(alone, _)| std::ptr::eq(*alone, one.alone)) {
+            Some((_, places)) => places.push(place),
+            None => kinds.push((one.alone, vec![place])),
+        }
+    }
+    kinds
 }

@@ -13,6 +13,7 @@ use crate::store::backend::{Db, StoreError};
 use crate::store::cards::{NewCard, NewDetails, insert_cards, update_details};
 use crate::store::events::insert_events;
 use crate::store::groups::{find_known, store};
+use crate::store::many::WHOLE;
 
 use super::audit::{Audit, AuditedTx, actor};
 use super::error::OpError;
@@ -104,10 +105,12 @@ impl Commits for Cards {
 }
 
 impl Cards {
-    /// Stores a group of new cards in one statement, where the database has one for that; none where nothing
-    /// was stored, and a transaction finds out which of it can be.
+    /// Stores a group of new cards in one statement, or one transaction that is sent whole; none where nothing was
+    /// stored, and a transaction of several steps finds out which of it can be.
     async fn store_at_once(&self, group: &[Asked]) -> Result<Option<Vec<bool>>, Failed> {
-        let Some(way) = self.db.groups() else { return Ok(None) };
+        if self.db.is_sqlite() && group.len() > WHOLE {
+            return Ok(None);
+        }
         let new = group.iter().map(|one| match &one.change {
             Change::Store(card) => Some(card.as_ref()),
             Change::Retype(_) => None,
@@ -116,7 +119,7 @@ impl Cards {
         // One that comes alone is looked for by the statement itself.
         let known = match cards.as_slice() {
             [_] => vec![false],
-            several => find_known(&way, several).await.map_err(Failed::for_all)?,
+            several => find_known(&self.db, several).await.map_err(Failed::for_all)?,
         };
         let fresh = || group.iter().zip(&cards).zip(&known).filter(|(_, known)| !**known).map(|(one, _)| one);
         let cards: Vec<&NewCard> = fresh().map(|(_, card)| *card).collect();
@@ -127,7 +130,7 @@ impl Cards {
         let notes: Vec<_> = fresh().flat_map(|(one, _)| one.notes.iter().cloned()).collect();
         let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
         let rows = links.rows(&notes).map_err(Failed::for_all)?;
-        match links.write(store(&way, &cards, &events, &rows), |stored| *stored).await {
+        match links.write(store(&self.db, &cards, &events, &rows), |stored| *stored).await {
             Ok(true) => {
                 self.bell.ring_numbered();
                 Ok(Some(known.into_iter().map(|known| !known).collect()))

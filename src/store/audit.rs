@@ -2,7 +2,7 @@
 //! that serves needs no right to update or delete here.
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
-use super::many::{Columns, Kind, Many};
+use super::many::{Batch, Columns, Kind, Many};
 use crate::base::clock::Millis;
 use crate::model::audit::{AuditRow, CLOSE, Head};
 
@@ -59,10 +59,16 @@ pub(super) fn args((row, mac): &NewRow) -> [Arg<'_>; 13] {
 
 /// Writes rows in the transaction of their effects.
 pub async fn insert_rows(tx: &mut Tx, rows: &[NewRow]) -> Result<(), StoreError> {
-    static SQL: Many = Many::new(COLUMNS, insert_from!("given"));
     let rows: Vec<_> = rows.iter().map(args).collect();
-    tx.run_many(&SQL, &rows).await.map(|_| ())
+    tx.run_many(&INSERT, &rows).await.map(|_| ())
 }
+
+/// Adds rows to a transaction of SQLite's.
+pub(super) fn add<'a>(batch: &mut Batch<'a>, rows: &'a [NewRow]) {
+    batch.add(&INSERT, &rows.iter().map(args).collect::<Vec<_>>());
+}
+
+static INSERT: Many = Many::new(COLUMNS, insert_from!("given"));
 
 fn audit_row(row: &Row) -> Result<(AuditRow, Vec<u8>), StoreError> {
     let read = AuditRow {

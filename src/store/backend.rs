@@ -5,6 +5,7 @@
 //! Every write must run on a task of its own, never inside a caller's future: what is dropped half done closes
 //! its connection.
 
+use std::borrow::Cow;
 use std::fs::OpenOptions;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -18,11 +19,11 @@ use sqlx::query::Query;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Executor as _, PgConnection, Postgres, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, Executor as _, PgConnection, Postgres, Row as _, Sqlite, SqliteConnection};
 use zeroize::Zeroizing;
 
 use super::lent::{Lender, Lent};
-use super::many::{Each, Kind, Many, Together};
+use super::many::{Batch, Each, Kind, Many, Together};
 use crate::base::private_file::is_closed;
 use crate::metrics::PoolFacts;
 
@@ -86,6 +87,20 @@ pub(super) fn is_passing(code: Option<&str>) -> bool {
         return matches!(sqlite & 0xff, 5 | 6 | 8 | 10 | 13 | 14);
     }
     ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "25006"
+}
+
+/// SQLite's primary result code of an error.
+fn primary_code(error: &sqlx::Error) -> Option<u32> {
+    let sqlx::Error::Database(told) = error else { return None };
+    told.code()?.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
+impl StoreError {
+    /// Whether a row of a [`Batch`] changed nothing, or is there already.
+    pub(super) fn is_missed(&self) -> bool {
+        let Self::Refused(sqlx::Error::Database(told)) = self else { return false };
+        told.message() == Batch::MISSED || told.is_unique_violation()
+    }
 }
 
 /// Where the database is.
@@ -499,6 +514,45 @@ impl Db {
         Ok(found.map(Row::Postgres))
     }
 
+    /// SQLite's writer, for transactions that are sent to it whole.
+    pub(super) fn sqlite(&self) -> Option<&Lender<Sqlite>> {
+        match &self.engine {
+            Engine::Sqlite { writer, .. } => Some(writer),
+            Engine::Postgres { .. } => None,
+        }
+    }
+
+    /// Runs a whole transaction of SQLite's, and gives what its statements return. Where it is
+    /// [`StoreError::Refused`] nothing was written; after any other failure nobody can know.
+    pub(super) async fn run_batch(
+        &self,
+        writer: &Lender<Sqlite>,
+        batch: Batch<'_>,
+    ) -> Result<Vec<Row>, StoreError> {
+        let passage = self.enter(Work::Transaction).await?;
+        let mut lent = writer.lend().await?;
+        let (text, values) = batch.finish();
+        // Put together out of what is static.
+        let ran = bound!(AssertSqlSafe(text), &values).fetch_all(lent.connection()?).await;
+        let rows = match ran {
+            Ok(rows) => rows,
+            Err(error) => {
+                let undone = lent.connection()?.execute("ROLLBACK").await;
+                lent.after(undone.as_ref().err());
+                // A constraint, or what the batch asks itself: both before COMMIT.
+                let before_commit = matches!(primary_code(&error), Some(1 | 19));
+                return Err(if before_commit {
+                    StoreError::Refused(error)
+                } else {
+                    StoreError::Unavailable(error)
+                });
+            }
+        };
+        lent.after(None);
+        leave(passage).await?;
+        Ok(rows.into_iter().map(Row::Sqlite).collect())
+    }
+
     /// Begins a transaction that will write: `BEGIN IMMEDIATE` on SQLite; READ COMMITTED on PostgreSQL,
     /// where unique keys and compare-and-swap decide.
     pub async fn begin_write(&self) -> Result<Tx, StoreError> {
@@ -524,8 +578,8 @@ impl Db {
         Ok(Tx { begun, passage })
     }
 
-    /// The way for what is committed in groups in one statement; none on SQLite, which has one writer anyway.
-    pub fn groups(&self) -> Option<Groups<'_>> {
+    /// PostgreSQL's connections for what is committed in groups.
+    pub(super) fn groups(&self) -> Option<Groups<'_>> {
         match &self.engine {
             Engine::Sqlite { .. } => None,
             Engine::Postgres { groups, .. } => Some(Groups { db: self, connections: groups }),
@@ -625,22 +679,22 @@ fn by_column<'a, R: AsRef<[Arg<'a>]>>(
     query
 }
 
-/// Runs a statement over many rows, a chunk at a time, and gives what it returns.
+/// Runs a statement over many rows, in chunks that are sent together, and gives what it returns.
 async fn many_of_sqlite<'a, R: AsRef<[Arg<'a>]>>(
     connection: &mut SqliteConnection,
     many: &'static Many,
     rows: &[R],
 ) -> Result<Vec<Row>, sqlx::Error> {
-    let (mut returned, mut left) = (Vec::new(), rows);
-    while !left.is_empty() {
-        let (sql, size) = many.chunk(left.len());
-        let (these, others) = left.split_at(size);
-        let args = these.iter().flat_map(|row| row.as_ref());
-        let found = bound!(sql, args).fetch_all(&mut *connection).await?;
-        returned.extend(found.into_iter().map(Row::Sqlite));
-        left = others;
+    if rows.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(returned)
+    let args = rows.iter().flat_map(AsRef::as_ref);
+    let found = match many.chunks(rows.len()) {
+        Cow::Borrowed(text) => bound!(text, args).fetch_all(connection).await?,
+        // Put together out of what is static.
+        Cow::Owned(text) => bound!(AssertSqlSafe(text), args).fetch_all(connection).await?,
+    };
+    Ok(found.into_iter().map(Row::Sqlite).collect())
 }
 
 /// The same, all rows at once.

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use super::backend::{Arg, Db, Row, StoreError, Tx};
-use super::many::{Columns, Kind, Many};
+use super::many::{Batch, Columns, Kind, Many};
 use crate::base::clock::Millis;
 use crate::base::ids::{EventId, Merchant};
 use crate::base::json::Object;
@@ -19,6 +19,7 @@ use crate::metrics::Waiting;
 use crate::model::event::{Cursor, Event, EventKind};
 
 /// An event to insert.
+#[derive(Clone, Copy)]
 pub struct NewEvent<'a> {
     /// Its fresh id.
     pub event_id: &'a EventId,
@@ -60,12 +61,15 @@ pub(super) use insert_from;
 /// which nobody waits for one another in a circle, and tells the last positions.
 macro_rules! move_heads {
     ($given:literal) => {
+        $crate::store::events::move_heads!($given, " RETURNING merchant AS owner, position AS newest")
+    };
+    ($given:literal, $told:literal) => {
         concat!(
             "INSERT INTO event_heads (merchant, position) SELECT merchant, many FROM ",
             $given,
             " WHERE many > 0 ORDER BY merchant ON CONFLICT (merchant) \
-             DO UPDATE SET position = event_heads.position + EXCLUDED.position \
-             RETURNING merchant AS owner, position AS newest"
+             DO UPDATE SET position = event_heads.position + EXCLUDED.position",
+            $told
         )
     };
 }
@@ -124,17 +128,40 @@ pub async fn insert_events(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<(), S
     tx.run_many(&SQL, &rows).await.map(|_| ())
 }
 
-/// The next positions of the events' merchants.
-async fn take_positions(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
-    static SQL: Many = Many::new(&[("merchant", Kind::Text), ("many", Kind::Int)], move_heads!("given"));
+/// What heads are moved by.
+const HEADS: Columns = &[("merchant", Kind::Text), ("many", Kind::Int)];
+
+/// How many events there are of each merchant.
+fn counts<'a>(events: &[NewEvent<'a>]) -> Vec<[Arg<'a>; 2]> {
     let mut counts = BTreeMap::new();
     for event in events {
         *counts.entry(event.merchant).or_insert(0) += 1;
     }
+    counts.into_iter().map(|(merchant, many)| [Arg::Text(merchant.as_str()), Arg::Int(many)]).collect()
+}
+
+/// Adds events to a transaction of SQLite's, numbered.
+pub(super) fn add<'a>(batch: &mut Batch<'a>, events: &[NewEvent<'a>]) {
+    static MOVE: Many = Many::new(HEADS, move_heads!("given", ""));
+    static INSERT: Many = Many::new(
+        COLUMNS,
+        insert_from!(
+            "(SELECT event_heads.position FROM event_heads WHERE event_heads.merchant = given.merchant) \
+             - given.position",
+            "given"
+        ),
+    );
+    batch.add(&MOVE, &counts(events));
     let rows: Vec<_> =
-        counts.iter().map(|(merchant, many)| [Arg::Text(merchant.as_str()), Arg::Int(*many)]).collect();
+        events.iter().zip(followers(events)).map(|(event, followers)| args(event, Some(followers))).collect();
+    batch.add(&INSERT, &rows);
+}
+
+/// The next positions of the events' merchants.
+async fn take_positions(tx: &mut Tx, events: &[NewEvent<'_>]) -> Result<Vec<Option<i64>>, StoreError> {
+    static SQL: Many = Many::new(HEADS, move_heads!("given"));
     let mut newest = BTreeMap::new();
-    for row in tx.run_many(&SQL, &rows).await? {
+    for row in tx.run_many(&SQL, &counts(events)).await? {
         newest.insert(row.text("owner")?, row.int("newest")?);
     }
     let place = |(event, followers): (&NewEvent<'_>, i64)| {

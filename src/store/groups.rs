@@ -1,19 +1,20 @@
 //! New cards with their events and audit rows in one statement of PostgreSQL's, which is its own transaction:
-//! one round trip, where a transaction of three statements takes five. All of a group is stored, or nothing.
+//! one round trip, where a transaction of three statements takes five. To SQLite the transaction is sent whole. All
+//! of a group is stored, or nothing.
 
 use std::collections::HashSet;
 
 use super::audit::{self, NewRow};
-use super::backend::{Arg, Groups, StoreError};
+use super::backend::{Arg, Db, StoreError};
 use super::cards::{self, NewCard};
 use super::events::{self, NewEvent};
-use super::many::{Kind, Many, Together};
+use super::many::{Batch, Kind, Many, Together};
 
 /// Which of these cards the merchant's buyer has already, by either fingerprint, or has earlier in this list.
-pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<bool>, StoreError> {
+pub async fn find_known(db: &Db, given: &[&NewCard]) -> Result<Vec<bool>, StoreError> {
     // A join would read all cards where PostgreSQL knows too little of the table, and so would an index that
     // begins with the merchant.
-    static SQL: Many = Many::new(
+    static SQL: Many = Many::of_each(
         &[
             ("place", Kind::Int),
             ("merchant", Kind::Text),
@@ -21,6 +22,10 @@ pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<b
             ("a", Kind::Bytes),
             ("b", Kind::Bytes),
         ],
+        "SELECT place FROM given WHERE EXISTS (SELECT 1 FROM cards WHERE cards.fingerprint = given.a \
+             AND cards.buyer = given.buyer AND cards.merchant || '' = given.merchant) \
+         OR EXISTS (SELECT 1 FROM cards WHERE cards.fingerprint_b = given.b \
+             AND cards.buyer = given.buyer AND cards.merchant || '' = given.merchant)",
         "SELECT place FROM given CROSS JOIN LATERAL (SELECT 1 FROM cards WHERE cards.fingerprint = given.a \
              AND cards.buyer = given.buyer AND cards.merchant || '' = given.merchant LIMIT 1) AS known \
          UNION ALL \
@@ -39,7 +44,11 @@ pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<b
         ]);
     }
     let mut known = vec![false; given.len()];
-    for row in groups.list(&SQL, &rows).await? {
+    let found = match db.groups() {
+        Some(groups) => groups.list(&SQL, &rows).await?,
+        None => db.list_many(&SQL, &rows).await?,
+    };
+    for row in found {
         let place = usize::try_from(row.int("place")?).ok();
         *place.and_then(|place| known.get_mut(place)).ok_or(StoreError::Damaged)? = true;
     }
@@ -61,7 +70,7 @@ pub async fn find_known(groups: &Groups<'_>, given: &[&NewCard]) -> Result<Vec<b
 /// All cards are inserted before a feed's head is changed: another process that waits for the head has none of
 /// its cards to insert any more, so that the two cannot wait for one another.
 pub async fn store(
-    groups: &Groups<'_>,
+    db: &Db,
     given: &[&NewCard],
     told: &[NewEvent<'_>],
     noted: &[NewRow],
@@ -100,8 +109,26 @@ pub async fn store(
     }
     static ALONE: Together = statement!(" ON CONFLICT DO NOTHING");
     static SEVERAL: Together = statement!("");
+    static EACH: Many = Many::new(
+        cards::COLUMNS,
+        concat!(
+            cards::insert_from!("given"),
+            " WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = given.epoch)"
+        ),
+    );
     let mut ordered = given.to_vec();
     cards::in_order(&mut ordered);
+    if let Some(writer) = db.sqlite() {
+        let mut batch = Batch::new();
+        batch.add(&EACH, &ordered.into_iter().map(cards::args).collect::<Vec<_>>());
+        events::add(&mut batch, told);
+        audit::add(&mut batch, noted);
+        return match db.run_batch(writer, batch).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_missed() => Ok(false),
+            Err(error) => Err(error),
+        };
+    }
     let given_cards: Vec<_> = ordered.into_iter().map(cards::args).collect();
     let given_events: Vec<_> = told
         .iter()
@@ -115,6 +142,7 @@ pub async fn store(
         given_rows.iter().map(<[Arg<'_>; 13]>::as_slice).collect::<Vec<_>>(),
     ];
     let statement = if given.len() == 1 { &ALONE } else { &SEVERAL };
+    let groups = db.groups().ok_or(StoreError::Damaged)?;
     let row = groups.write(statement, &tables).await?.ok_or(StoreError::Damaged)?;
     Ok(row.int("stored")? > 0)
 }

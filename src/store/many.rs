@@ -3,7 +3,10 @@
 //! alone as values, which spares it a third of the work; SQLite gets rows in chunks of a few sizes, so that few
 //! statements are prepared.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
+
+use super::backend::Arg;
 
 /// What a column holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +60,24 @@ impl Many {
         if rows == 1 { (lone, Each::Value) } else { (arrays, Each::Array) }
     }
 
+    /// The text for SQLite for so many rows: a statement for each chunk of them.
+    pub(super) fn chunks(&'static self, rows: usize) -> Cow<'static, str> {
+        let (text, size) = self.chunk(rows);
+        if size == rows {
+            return Cow::Borrowed(text);
+        }
+        let (mut text, mut left) = (text.to_owned(), rows.saturating_sub(size));
+        while left > 0 {
+            let (next, size) = self.chunk(left);
+            text += "; ";
+            text += next;
+            left = left.saturating_sub(size);
+        }
+        Cow::Owned(text)
+    }
+
     /// The text for SQLite for as many of `left` rows as one statement takes, and how many those are.
-    pub(super) fn chunk(&'static self, left: usize) -> (&'static str, usize) {
+    fn chunk(&'static self, left: usize) -> (&'static str, usize) {
         let place = CHUNKS.iter().position(|size| *size <= left).unwrap_or(CHUNKS.len() - 1);
         let [.., smallest] = &self.texts().chunks;
         let text = self.texts().chunks.get(place).unwrap_or(smallest);
@@ -87,6 +106,46 @@ impl Many {
                 chunks: CHUNKS.map(chunk),
             }
         })
+    }
+}
+
+/// Most changes of a transaction that is sent to SQLite whole. Each number of them has a text of its own, whose
+/// statements are kept; where there are more, the ways there and back are the smaller part.
+pub const WHOLE: usize = 16;
+
+/// A whole transaction of SQLite's in one text: its thread is asked once, where each statement alone would be a way
+/// there and back. Each row that is given must change one row; where one does not, nothing is written.
+pub(super) struct Batch<'a> {
+    text: String,
+    values: Vec<Arg<'a>>,
+}
+
+impl<'a> Batch<'a> {
+    /// How a batch fails in which a row changed nothing.
+    pub(super) const MISSED: &'static str = "integer overflow";
+
+    pub(super) fn new() -> Self {
+        Self { text: String::from("BEGIN IMMEDIATE"), values: Vec::new() }
+    }
+
+    /// Adds a statement over rows.
+    pub(super) fn add<R: AsRef<[Arg<'a>]>>(&mut self, many: &'static Many, rows: &[R]) {
+        let mut left = rows.len();
+        while left > 0 {
+            let (text, size) = many.chunk(left);
+            self.text += "; ";
+            self.text += text;
+            // https://www.sqlite.org/lang_corefunc.html#abs: of this number it is an error.
+            self.text += &format!("; SELECT abs(-9223372036854775808) WHERE changes() <> {size}");
+            left = left.saturating_sub(size);
+        }
+        self.values.extend(rows.iter().flat_map(AsRef::as_ref));
+    }
+
+    /// The text, and its values.
+    pub(super) fn finish(mut self) -> (String, Vec<Arg<'a>>) {
+        self.text += "; COMMIT";
+        (self.text, self.values)
     }
 }
 
@@ -249,6 +308,22 @@ mod tests {
             "WITH one (a, b) AS (SELECT NULL::text, NULL::bigint WHERE FALSE), two (c) AS (SELECT $1::bytea), \
              done AS (INSERT INTO t (a) SELECT a FROM one) SELECT 1"
         );
+    }
+
+    #[test]
+    fn a_batch_is_one_transaction_and_counts_what_it_changes() {
+        let rows: Vec<_> = (0..3).map(|n| [Arg::Text("x"), Arg::Int(n)]).collect();
+        let mut batch = Batch::new();
+        batch.add(&SOME, &rows);
+        let (text, values) = batch.finish();
+        assert_eq!(
+            text,
+            "BEGIN IMMEDIATE; WITH given (a, b) AS (VALUES (?, ?), (?, ?)) INSERT OR FAIL INTO t (a, b) \
+             SELECT a, b FROM given; SELECT abs(-9223372036854775808) WHERE changes() <> 2; \
+             WITH given (a, b) AS (VALUES (?, ?)) INSERT OR FAIL INTO t (a, b) SELECT a, b FROM given; \
+             SELECT abs(-9223372036854775808) WHERE changes() <> 1; COMMIT"
+        );
+        assert_eq!(values.len(), 6);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use tokio::task::JoinSet;
 
 use super::{GATHER, Held, commits};
-use crate::support::gateway::{Reply, Scripted, paid};
+use crate::support::gateway::{Reply, paid};
 use crate::support::sql::number;
 use crate::support::vault::{Answer, Caller, TestVault, by_reference, fresh_pan};
 use crate::support::wire::Wire;
