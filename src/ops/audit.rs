@@ -120,7 +120,18 @@ impl Audit {
 
     /// Begins a transaction that writes, with a chain of its own.
     pub async fn begin<'a>(&self, db: &Db, keys: &'a DataKeys) -> Result<AuditedTx<'a>, OpError> {
-        self.begin_with(db, self.links(keys).await?).await
+        let links = self.links(keys).await?;
+        Self::begin_with(db.begin_write(), links).await
+    }
+
+    /// As [`Self::begin`], for what many share ([`Db::begin_shared`]).
+    pub(super) async fn begin_shared<'a>(
+        &self,
+        db: &Db,
+        keys: &'a DataKeys,
+    ) -> Result<AuditedTx<'a>, OpError> {
+        let links = self.links(keys).await?;
+        Self::begin_with(db.begin_shared(), links).await
     }
 
     /// As [`Self::begin`], with rows under a key that comes into use in this very transaction.
@@ -131,11 +142,14 @@ impl Audit {
         key: Arc<DataKey>,
     ) -> Result<AuditedTx<'a>, OpError> {
         let links = self.links(keys).await?;
-        self.begin_with(db, Links { key: Some(key), ..links }).await
+        Self::begin_with(db.begin_write(), Links { key: Some(key), ..links }).await
     }
 
-    async fn begin_with<'a>(&self, db: &Db, links: Links<'a>) -> Result<AuditedTx<'a>, OpError> {
-        match db.begin_write().await {
+    async fn begin_with<'a>(
+        begun: impl Future<Output = Result<Tx, StoreError>>,
+        links: Links<'a>,
+    ) -> Result<AuditedTx<'a>, OpError> {
+        match begun.await {
             Ok(tx) => Ok(AuditedTx { tx, links }),
             Err(error) => {
                 links.count_failure();
@@ -173,7 +187,7 @@ impl Audit {
     /// whether it was.
     pub(super) async fn write_alone(
         &self,
-        db: &Db,
+        (db, others_wait): (&Db, bool),
         keys: &DataKeys,
         (alone, values): (&'static Alone, &[Arg<'_>]),
         event: Option<&NewEvent<'_>>,
@@ -181,7 +195,7 @@ impl Audit {
     ) -> Result<Option<Row>, OpError> {
         let mut links = self.links(keys).await?;
         let rows = links.rows(&[note])?;
-        let written = links.write(alone.run(db, values, event, &rows), Option::is_some).await;
+        let written = links.write(alone.run((db, others_wait), values, event, &rows), Option::is_some).await;
         written.map_err(|error| {
             self.count_failure();
             error.into()
@@ -398,7 +412,7 @@ impl Links<'_> {
         match &done {
             Ok(told) if stored(told) => drop(self.settle()),
             // Nothing of it is in the database, and the chain goes on from its newest row.
-            Ok(_) | Err(StoreError::Refused(_)) => self.lease.in_doubt = false,
+            Ok(_) | Err(StoreError::Refused(_) | StoreError::NotBegun(_)) => self.lease.in_doubt = false,
             Err(_) => {}
         }
         done

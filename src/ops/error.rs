@@ -57,7 +57,7 @@ pub enum OpError {
 impl From<StoreError> for OpError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Unavailable(_) => Self::Unavailable(error.into()),
+            StoreError::Unavailable(_) | StoreError::NotBegun(_) => Self::Unavailable(error.into()),
             other => Self::Internal(other.into()),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
@@ -26,13 +26,29 @@ use super::keys::DataKeys;
 const GROUP: usize = 64;
 /// How long a group may take. Nobody knows then whether it is committed.
 const LONGEST: Duration = Duration::from_secs(30);
+/// How long one may wait for its turn, less than a retired key rests before it may be destroyed
+/// ([`super::rotation::destroy::REST`]): it has been sealed already.
+const LATE: Duration = Duration::from_secs(4);
+/// Most statements of a transaction of more than one kind that is sent to SQLite whole: its texts are as many as
+/// there are mixtures.
+const MIXED: usize = 6;
 
 /// A statement with what tells of it.
 struct Asked {
     alone: &'static Alone,
     values: Vec<Value>,
-    event: Option<ReadyEvent>,
+    event: Option<Arc<ReadyEvent>>,
     note: (Actor, Entry, Millis),
+    since: Instant,
+}
+
+/// What came of it.
+enum Told {
+    /// It returned this row, or none and nothing was written.
+    Done(Option<Row>),
+    /// Another process holds a row of the group's, and nothing was written: each waits for its row alone, on a
+    /// connection of its own.
+    Blocked,
 }
 
 impl Asked {
@@ -72,18 +88,38 @@ impl Statements {
         let note = (actor(), entry, audit.now());
         if let Ok(_turn) = self.alone.try_acquire() {
             let event = event.as_ref().map(ReadyEvent::row);
-            return audit.write_alone(db, keys, (alone, values), event.as_ref(), note).await;
+            return audit.write_alone((db, false), keys, (alone, values), event.as_ref(), note).await;
         }
-        let values = values.iter().copied().map(Value::of).collect();
-        self.others.ask(Asked { alone, values, event, note }).await
+        let given = values.iter().copied().map(Value::of).collect();
+        let (event, since) = (event.map(Arc::new), Instant::now());
+        let asked = Asked { alone, values: given, event: event.clone(), note: note.clone(), since };
+        match self.others.ask(asked).await? {
+            Told::Done(row) => Ok(row),
+            Told::Blocked => {
+                let event = event.as_ref().map(|event| event.row());
+                audit.write_alone((db, false), keys, (alone, values), event.as_ref(), note).await
+            }
+        }
     }
 }
 
 impl Grouped for Together {
     type Asked = Asked;
-    type Told = Option<Row>;
+    type Told = Told;
 
-    async fn run(&self, group: Vec<Asked>) -> Vec<Result<Option<Row>, OpError>> {
+    async fn run(&self, group: Vec<Asked>) -> Vec<Result<Told, OpError>> {
+        let is_late = |one: &Asked| one.since.elapsed() > LATE;
+        let late: Vec<bool> = group.iter().map(is_late).collect();
+        let group: Vec<Asked> =
+            group.into_iter().zip(&late).filter(|(_, late)| !**late).map(|(one, _)| one).collect();
+        let mut told = self.run_in_time(&group).await.into_iter();
+        let too_late = || Err(OpError::Unavailable(anyhow::anyhow!("the database is too slow")));
+        late.into_iter().map(|late| if late { None } else { told.next() }.unwrap_or_else(too_late)).collect()
+    }
+}
+
+impl Together {
+    async fn run_in_time(&self, group: &[Asked]) -> Vec<Result<Told, OpError>> {
         // One statement does not change a row twice: what comes again comes after what came first.
         let (mut seen, mut rounds) = (HashSet::new(), Vec::new());
         let mut round = 0..0;
@@ -99,7 +135,7 @@ impl Grouped for Together {
         }
         rounds.push(round);
         let mut told = Vec::with_capacity(group.len());
-        for round in rounds {
+        for round in rounds.into_iter().filter(|round| !round.is_empty()) {
             told.extend(commit_or_each(self, group.get(round).unwrap_or_default()).await);
         }
         told
@@ -108,28 +144,34 @@ impl Grouped for Together {
 
 impl Commits for Together {
     type Asked = Asked;
-    type Told = Option<Row>;
+    type Told = Told;
 
-    async fn commit(&self, group: &[Asked]) -> Result<Vec<Option<Row>>, Failed> {
+    async fn commit(&self, group: &[Asked]) -> Result<Vec<Told>, Failed> {
         if let [one] = group {
-            let (args, event) = (one.args(), one.event.as_ref().map(ReadyEvent::row));
+            let (args, event) = (one.args(), one.event.as_ref().map(|event| event.row()));
             let alone = (one.alone, args.as_slice());
-            let done =
-                self.audit.write_alone(&self.db, &self.keys, alone, event.as_ref(), one.note.clone()).await;
-            return done.map(|row| vec![row]).map_err(|error| match error {
-                OpError::Unavailable(_) | OpError::Sealed => Failed::for_all(error),
-                error => Failed::for_one(error),
-            });
+            let db = (&self.db, true);
+            let done = self.audit.write_alone(db, &self.keys, alone, event.as_ref(), one.note.clone()).await;
+            return match done {
+                Ok(row) => Ok(vec![Told::Done(row)]),
+                Err(OpError::Unavailable(why)) if is_blocked(&why) => Ok(vec![Told::Blocked]),
+                Err(error @ (OpError::Unavailable(_) | OpError::Sealed)) => Err(Failed::for_all(error)),
+                Err(error) => Err(Failed::for_one(error)),
+            };
         }
         if let Some(returned) = self.at_once(group).await? {
-            return Ok(returned.into_iter().map(Some).collect());
+            return Ok(returned.into_iter().map(|row| Told::Done(Some(row))).collect());
         }
-        let mut tx = self.audit.begin(&self.db, &self.keys).await.map_err(Failed::for_all)?;
+        let mut tx = self.audit.begin_shared(&self.db, &self.keys).await.map_err(Failed::for_all)?;
         let mut returned: Vec<Option<Row>> = group.iter().map(|_| None).collect();
         for (alone, places) in kinds(group) {
             let given: Vec<_> =
                 places.iter().filter_map(|place| group.get(*place)).map(Asked::args).collect();
-            let rows = alone.run_each(&mut tx, &given).await.map_err(Failed::for_one)?;
+            let rows = match alone.run_each(&mut tx, &given).await {
+                Ok(rows) => rows,
+                Err(error) if error.is_blocked() => return Ok(group.iter().map(|_| Told::Blocked).collect()),
+                Err(error) => return Err(Failed::for_one(error)),
+            };
             for (place, row) in places.into_iter().zip(rows) {
                 if let Some(returned) = returned.get_mut(place) {
                     *returned = row;
@@ -137,7 +179,7 @@ impl Commits for Together {
             }
         }
         let done = || group.iter().zip(&returned).filter(|(_, row)| row.is_some()).map(|(one, _)| one);
-        let events: Vec<_> = done().filter_map(|one| one.event.as_ref().map(ReadyEvent::row)).collect();
+        let events: Vec<_> = done().filter_map(|one| one.event.as_ref().map(|event| event.row())).collect();
         insert_events(&mut tx, &events).await.map_err(Failed::for_one)?;
         let notes: Vec<_> = done().map(|one| one.note.clone()).collect();
         tx.note_all(&notes).await.map_err(Failed::for_one)?;
@@ -147,7 +189,7 @@ impl Commits for Together {
             // Where this fails nobody can know whether they are committed, and doing it again would not tell.
             tx.commit().await.map_err(Failed::for_all)?;
         }
-        Ok(returned)
+        Ok(returned.into_iter().map(Told::Done).collect())
     }
 }
 
@@ -155,18 +197,19 @@ impl Together {
     /// Commits a group in a transaction that is sent whole, where the database takes one; none where nothing was
     /// written, and a transaction of several steps finds out what of it can be.
     async fn at_once(&self, group: &[Asked]) -> Result<Option<Vec<Row>>, Failed> {
-        if !self.db.is_sqlite() || group.len() > WHOLE {
+        let kinds = kinds(group);
+        let most = if kinds.len() > 1 { MIXED } else { WHOLE };
+        if !self.db.is_sqlite() || group.len() > most {
             return Ok(None);
         }
         let args: Vec<_> = group.iter().map(Asked::args).collect();
-        let kinds = kinds(group);
         let parts: Vec<_> = kinds
             .iter()
             .map(|(alone, places)| {
                 (*alone, places.iter().filter_map(|place| args.get(*place)).map(Vec::as_slice).collect())
             })
             .collect();
-        let events = group.iter().filter_map(|one| one.event.as_ref().map(ReadyEvent::row));
+        let events = group.iter().filter_map(|one| one.event.as_ref().map(|event| event.row()));
         let notes: Vec<_> = group.iter().map(|one| one.note.clone()).collect();
         let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
         let rows = links.rows(&notes).map_err(Failed::for_all)?;
@@ -186,7 +229,7 @@ impl Together {
     }
 }
 
-/// The places of those of one kind, then of those of the next.
+/// The places of those of one kind, then of those of the next, always in the same order of kinds.
 fn kinds(group: &[Asked]) -> Vec<(&'static Alone, Vec<usize>)> {
     let mut kinds: Vec<(&'static Alone, Vec<usize>)> = Vec::new();
     for (place, one) in group.iter().enumerate() {
@@ -195,5 +238,11 @@ fn kinds(group: &[Asked]) -> Vec<(&'static Alone, Vec<usize>)> {
             None => kinds.push((one.alone, vec![place])),
         }
     }
+    kinds.sort_by_key(|(alone, _)| std::ptr::from_ref(*alone).addr());
     kinds
+}
+
+/// Whether a row was to be changed that another process holds: that is its caller's trouble.
+fn is_blocked(why: &anyhow::Error) -> bool {
+    why.downcast_ref::<StoreError>().is_some_and(StoreError::is_blocked)
 }

@@ -48,15 +48,16 @@ impl Alone {
     }
 
     /// Runs it with the event and the rows that tell of it, which are written only where it returns a row.
-    /// Where it is [`StoreError::Refused`] nothing was written; after any other failure nobody can know.
+    /// Where it is [`StoreError::Refused`] or [`StoreError::NotBegun`] nothing was written; after any other failure
+    /// nobody can know. Where others wait for it, it does not wait for long for what another process holds.
     pub async fn run(
         &'static self,
-        db: &Db,
+        (db, others_wait): (&Db, bool),
         values: &[Arg<'_>],
         event: Option<&NewEvent<'_>>,
         noted: &[NewRow],
     ) -> Result<Option<Row>, StoreError> {
-        let Some(connections) = db.postgres() else {
+        let Some(connections) = db.postgres(others_wait) else {
             let told = run_at_once(db, &[(self, vec![values])], event.into_iter().copied(), noted).await?;
             return Ok(told.and_then(|mut rows| rows.pop()));
         };
@@ -97,7 +98,7 @@ impl Alone {
 
 /// Runs several with what tells of them in one transaction that is sent whole, where the database is SQLite; what they
 /// return, in their order. None where one of them changes nothing, and so nothing was written. Where it is
-/// [`StoreError::Refused`] nothing was written; after any other failure nobody can know.
+/// [`StoreError::Refused`] or [`StoreError::NotBegun`] nothing was written; after any other failure nobody can know.
 pub async fn run_at_once(
     db: &Db,
     parts: &[(&'static Alone, Vec<&[Arg<'_>]>)],

@@ -31,6 +31,10 @@ use crate::metrics::PoolFacts;
 const WAIT: Duration = Duration::from_secs(5);
 /// Connections for reading (SQLite) or for everything (PostgreSQL).
 const CONNECTIONS: u32 = 16;
+/// On the connection whose statements and transactions many share, nobody waits for what another holds.
+const LOCKED: &str = "SET lock_timeout = '2s'";
+/// What PostgreSQL calls it where they would wait longer.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// Why the database did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +42,9 @@ pub enum StoreError {
     /// No connection, no lock in time, or the connection broke.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// The same, and nothing was done.
+    #[error("the database is not available")]
+    NotBegun(#[source] sqlx::Error),
     /// A statement failed: a constraint, a type, a missing table.
     #[error("the database refused a statement")]
     Refused(#[source] sqlx::Error),
@@ -67,6 +74,9 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match &error {
+            sqlx::Error::Database(told) if told.code().as_deref() == Some(LOCK_NOT_AVAILABLE) => {
+                Self::NotBegun(error)
+            }
             sqlx::Error::Database(database) if !is_passing(database.code().as_deref()) => {
                 Self::Refused(error)
             }
@@ -96,10 +106,26 @@ fn primary_code(error: &sqlx::Error) -> Option<u32> {
 }
 
 impl StoreError {
-    /// Whether a row of a [`Batch`] changed nothing, or is there already.
+    fn told(&self) -> Option<&str> {
+        let Self::Refused(sqlx::Error::Database(told)) = self else { return None };
+        Some(told.message())
+    }
+
+    /// Whether another holds what was to be changed.
+    pub fn is_blocked(&self) -> bool {
+        let Self::NotBegun(sqlx::Error::Database(told)) = self else { return false };
+        told.code().as_deref() == Some(LOCK_NOT_AVAILABLE)
+    }
+
+    /// Whether a row of a [`Batch`] changed nothing.
     pub(super) fn is_missed(&self) -> bool {
-        let Self::Refused(sqlx::Error::Database(told)) = self else { return false };
-        told.message() == Batch::MISSED || told.is_unique_violation()
+        self.told() == Some(Batch::MISSED)
+    }
+
+    /// Whether a card of a [`Batch`] is there already, by one of its fingerprints.
+    pub(super) fn is_known_card(&self) -> bool {
+        // https://www.sqlite.org/src/file/src/build.c: `UNIQUE constraint failed: cards.fingerprint, …`.
+        self.told().is_some_and(|told| told.contains(": cards.fingerprint"))
     }
 }
 
@@ -291,6 +317,8 @@ fn sqlite_options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(WAIT)
+        // Up to so many rows, each number of them has a text of its own ([`super::many::WHOLE`]).
+        .statement_cache_capacity(300)
         .pragma("secure_delete", "on"))
 }
 
@@ -323,7 +351,7 @@ enum Engine {
     Sqlite { writer: Lender<Sqlite>, readers: Lender<Sqlite> },
     /// What is committed in groups has a connection of its own: the same one each time, so that its session
     /// has all that the statement needs at hand, and nothing else makes it wait.
-    Postgres { pool: Lender<Postgres>, groups: Lender<Postgres> },
+    Postgres { pool: Lender<Postgres>, groups: Lender<Postgres>, shared: Lender<Postgres> },
 }
 
 impl Db {
@@ -333,8 +361,9 @@ impl Db {
             return Self::open_sqlite(&options.url).await;
         }
         let connect = postgres_options(options)?;
-        let pool = |most| lender(most, connect.clone());
-        let engine = Engine::Postgres { pool: pool(CONNECTIONS), groups: pool(1) };
+        let pool = |most| lender(most, connect.clone(), None);
+        let shared = lender(1, connect.clone(), Some(LOCKED));
+        let engine = Engine::Postgres { pool: pool(CONNECTIONS), groups: pool(1), shared };
         Ok(Self { engine, turnstile: None })
     }
 
@@ -342,8 +371,9 @@ impl Db {
     pub async fn open_to_look(options: &Options) -> Result<Self, StoreError> {
         if !options.url.starts_with("sqlite:") {
             let connect = postgres_options(options)?.options([("default_transaction_read_only", "on")]);
-            let pool = lender(2, connect);
-            return Ok(Self { engine: Engine::Postgres { groups: pool.clone(), pool }, turnstile: None });
+            let pool = lender(2, connect, None);
+            let (groups, shared) = (pool.clone(), pool.clone());
+            return Ok(Self { engine: Engine::Postgres { groups, shared, pool }, turnstile: None });
         }
         let connect = sqlite_options(&options.url)?;
         // Where nobody has the database open there is no log beside it, and reading must not make one.
@@ -410,11 +440,12 @@ impl Db {
         matches!(self.engine, Engine::Sqlite { .. })
     }
 
-    /// PostgreSQL's connections, for statements that only it has.
-    pub(super) fn postgres(&self) -> Option<&Lender<Postgres>> {
+    /// PostgreSQL's connections, for statements that only it has; the one of [`Self::begin_shared`] for what many
+    /// wait for.
+    pub(super) fn postgres(&self, is_shared: bool) -> Option<&Lender<Postgres>> {
         match &self.engine {
             Engine::Sqlite { .. } => None,
-            Engine::Postgres { pool, .. } => Some(pool),
+            Engine::Postgres { pool, shared, .. } => Some(if is_shared { shared } else { pool }),
         }
     }
 
@@ -509,7 +540,10 @@ impl Db {
                 Each::Array => by_column(query, columns.iter().map(|(_, kind)| *kind), rows),
             };
         }
-        let found = on!(lender, connection => query.fetch_optional(connection));
+        let mut lent = lender.lend().await.map_err(StoreError::NotBegun)?;
+        let done = query.fetch_optional(lent.connection()?).await;
+        lent.after(done.as_ref().err());
+        let found = done?;
         leave(passage).await?;
         Ok(found.map(Row::Postgres))
     }
@@ -523,14 +557,14 @@ impl Db {
     }
 
     /// Runs a whole transaction of SQLite's, and gives what its statements return. Where it is
-    /// [`StoreError::Refused`] nothing was written; after any other failure nobody can know.
+    /// [`StoreError::Refused`] or [`StoreError::NotBegun`] nothing was written; after any other failure nobody can know.
     pub(super) async fn run_batch(
         &self,
         writer: &Lender<Sqlite>,
         batch: Batch<'_>,
     ) -> Result<Vec<Row>, StoreError> {
         let passage = self.enter(Work::Transaction).await?;
-        let mut lent = writer.lend().await?;
+        let mut lent = writer.lend().await.map_err(StoreError::NotBegun)?;
         let (text, values) = batch.finish();
         // Put together out of what is static.
         let ran = bound!(AssertSqlSafe(text), &values).fetch_all(lent.connection()?).await;
@@ -539,12 +573,15 @@ impl Db {
             Err(error) => {
                 let undone = lent.connection()?.execute("ROLLBACK").await;
                 lent.after(undone.as_ref().err());
-                // A constraint, or what the batch asks itself: both before COMMIT.
-                let before_commit = matches!(primary_code(&error), Some(1 | 19));
-                return Err(if before_commit {
-                    StoreError::Refused(error)
-                } else {
-                    StoreError::Unavailable(error)
+                return Err(match primary_code(&error) {
+                    // SQLITE_ERROR, which the batch makes itself, and SQLITE_CONSTRAINT: both before COMMIT.
+                    Some(1 | 19) => {
+                        leave(passage).await?;
+                        StoreError::Refused(error)
+                    }
+                    // SQLITE_BUSY: another process writes, for longer than one waits.
+                    Some(5) => StoreError::NotBegun(error),
+                    _ => StoreError::Unavailable(error),
                 });
             }
         };
@@ -556,6 +593,16 @@ impl Db {
     /// Begins a transaction that will write: `BEGIN IMMEDIATE` on SQLite; READ COMMITTED on PostgreSQL,
     /// where unique keys and compare-and-swap decide.
     pub async fn begin_write(&self) -> Result<Tx, StoreError> {
+        self.begin(false).await
+    }
+
+    /// As [`Self::begin_write`], for a transaction that many share: where it would wait for a row that another holds
+    /// for more than two seconds, it is [blocked](StoreError::is_blocked).
+    pub async fn begin_shared(&self) -> Result<Tx, StoreError> {
+        self.begin(true).await
+    }
+
+    async fn begin(&self, is_shared: bool) -> Result<Tx, StoreError> {
         let passage = self.enter(Work::Transaction).await?;
         let begun = match &self.engine {
             Engine::Sqlite { writer, .. } => {
@@ -566,8 +613,8 @@ impl Db {
                 }
                 Begun::Sqlite(lent)
             }
-            Engine::Postgres { pool, .. } => {
-                let mut lent = pool.lend().await?;
+            Engine::Postgres { pool, shared, .. } => {
+                let mut lent = if is_shared { shared } else { pool }.lend().await?;
                 if let Err(error) = lent.connection()?.execute("BEGIN").await {
                     lent.after(Some(&error));
                     return Err(error.into());
@@ -594,7 +641,9 @@ impl Db {
         }
         match &self.engine {
             Engine::Sqlite { writer, readers } => vec![facts("writer", writer), facts("readers", readers)],
-            Engine::Postgres { pool, groups } => vec![facts("all", pool), facts("groups", groups)],
+            Engine::Postgres { pool, groups, shared } => {
+                vec![facts("all", pool), facts("groups", groups), facts("payments", shared)]
+            }
         }
     }
 
@@ -605,8 +654,9 @@ impl Db {
                 readers.close().await;
                 writer.close().await;
             }
-            Engine::Postgres { pool, groups } => {
+            Engine::Postgres { pool, groups, shared } => {
                 groups.close().await;
+                shared.close().await;
                 pool.close().await;
             }
         }
@@ -631,9 +681,18 @@ fn postgres_options(options: &Options) -> Result<PgConnectOptions, StoreError> {
     Ok(connect.password(password.trim_end_matches(['\r', '\n'])))
 }
 
-fn lender(most: u32, connect: PgConnectOptions) -> Lender<Postgres> {
+/// Connections, which may tell the server something before all else.
+fn lender(most: u32, connect: PgConnectOptions, first: Option<&'static str>) -> Lender<Postgres> {
     let pool = PgPoolOptions::new()
         .max_connections(most)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                match first {
+                    Some(first) => connection.execute(first).await.map(|_| ()),
+                    None => Ok(()),
+                }
+            })
+        })
         .acquire_timeout(WAIT)
         .test_before_acquire(false)
         .connect_lazy_with(connect);
@@ -679,22 +738,26 @@ fn by_column<'a, R: AsRef<[Arg<'a>]>>(
     query
 }
 
-/// Runs a statement over many rows, in chunks that are sent together, and gives what it returns.
+/// Runs a statement over many rows, a chunk at a time, few chunks together, and gives what it returns.
 async fn many_of_sqlite<'a, R: AsRef<[Arg<'a>]>>(
     connection: &mut SqliteConnection,
     many: &'static Many,
     rows: &[R],
 ) -> Result<Vec<Row>, sqlx::Error> {
-    if rows.is_empty() {
-        return Ok(Vec::new());
+    let (mut returned, mut left) = (Vec::new(), rows);
+    while !left.is_empty() {
+        let (text, size) = many.chunks(left.len());
+        let (these, others) = left.split_at(size);
+        let args = these.iter().flat_map(AsRef::as_ref);
+        let found = match text {
+            Cow::Borrowed(text) => bound!(text, args).fetch_all(&mut *connection).await?,
+            // Put together out of what is static.
+            Cow::Owned(text) => bound!(AssertSqlSafe(text), args).fetch_all(&mut *connection).await?,
+        };
+        returned.extend(found.into_iter().map(Row::Sqlite));
+        left = others;
     }
-    let args = rows.iter().flat_map(AsRef::as_ref);
-    let found = match many.chunks(rows.len()) {
-        Cow::Borrowed(text) => bound!(text, args).fetch_all(connection).await?,
-        // Put together out of what is static.
-        Cow::Owned(text) => bound!(AssertSqlSafe(text), args).fetch_all(connection).await?,
-    };
-    Ok(found.into_iter().map(Row::Sqlite).collect())
+    Ok(returned)
 }
 
 /// The same, all rows at once.

@@ -125,7 +125,7 @@ pub async fn store(
         audit::add(&mut batch, noted);
         return match db.run_batch(writer, batch).await {
             Ok(_) => Ok(true),
-            Err(error) if error.is_missed() => Ok(false),
+            Err(error) if error.is_missed() || error.is_known_card() => Ok(false),
             Err(error) => Err(error),
         };
     }

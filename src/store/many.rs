@@ -60,20 +60,21 @@ impl Many {
         if rows == 1 { (lone, Each::Value) } else { (arrays, Each::Array) }
     }
 
-    /// The text for SQLite for so many rows: a statement for each chunk of them.
-    pub(super) fn chunks(&'static self, rows: usize) -> Cow<'static, str> {
-        let (text, size) = self.chunk(rows);
-        if size == rows {
-            return Cow::Borrowed(text);
+    /// The text for SQLite for as many of `left` rows as are sent together, and how many those are: all of a few, a
+    /// statement for each chunk of them, or the first chunk of many.
+    pub(super) fn chunks(&'static self, left: usize) -> (Cow<'static, str>, usize) {
+        let (text, size) = self.chunk(left);
+        if size == left || left > WHOLE {
+            return (Cow::Borrowed(text), size);
         }
-        let (mut text, mut left) = (text.to_owned(), rows.saturating_sub(size));
-        while left > 0 {
-            let (next, size) = self.chunk(left);
+        let (mut text, mut have) = (text.to_owned(), size);
+        while have < left {
+            let (next, size) = self.chunk(left - have);
             text += "; ";
             text += next;
-            left = left.saturating_sub(size);
+            have += size;
         }
-        Cow::Owned(text)
+        (Cow::Owned(text), left)
     }
 
     /// The text for SQLite for as many of `left` rows as one statement takes, and how many those are.

@@ -317,7 +317,7 @@ pub async fn store(db: &Db, source: &Source, rows: &[Moved], epoch: i64) -> Resu
     if rows.is_empty() {
         return Ok(0);
     }
-    let Some(pool) = db.postgres() else {
+    let Some(pool) = db.postgres(false) else {
         let mut tx = db.begin_write().await?;
         let mut done = 0;
         for row in rows {
@@ -363,7 +363,7 @@ pub async fn binary_columns(db: &Db) -> Result<Vec<String>, StoreError> {
          WHERE m.type = 'table' AND p.type = 'BLOB' ORDER BY 1";
     const POSTGRES: &str = "SELECT table_name || '.' || column_name AS name FROM information_schema.columns \
          WHERE table_schema = current_schema() AND data_type = 'bytea' ORDER BY 1";
-    let rows = match db.postgres() {
+    let rows = match db.postgres(false) {
         None => db.list(SQLITE, &[]).await?,
         Some(pool) => {
             let rows = on!(pool, connection => sqlx::query(POSTGRES).fetch_all(connection));

@@ -1,6 +1,7 @@
 //! Payments: one goes alone, and those that come meanwhile go together, when they are recorded and when they are
 //! settled.
 
+use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
 
 use super::{GATHER, Held, commits};
@@ -191,4 +192,35 @@ both_engines! {
         assert_told(&vault, &db, 16).await;
         vault.finish(&[&pan]).await;
     }
+}
+
+/// Another process stands still in the midst of a transaction: who waits for its rows keeps nobody else waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_another_holds_are_their_callers_trouble() {
+    let name = "group_commit::payments::rows_that_another_holds_are_their_callers_trouble";
+    let Some(db) = Database::postgres(name).await else { return };
+    let (vault, gateway) = TestVault::start_scripted(&db).await;
+    let caller = vault.client("checkout");
+    let pan = fresh_pan();
+    let card = caller.card(&pan).await;
+    gateway.on(|call| Reply::Held(Box::new(paid(call))));
+    let calls = pay_all(&caller, requests(&card, 16));
+    gateway.wait_for_pays(16).await;
+    let mut other = PgConnection::connect(&db.url).await.expect("connect");
+    let rows = "SELECT 1 FROM payments WHERE payment_request_id IN ('PAY_3', 'PAY_7') FOR UPDATE";
+    for statement in ["BEGIN", rows] {
+        sqlx::query(statement).execute(&mut other).await.expect("a statement");
+    }
+    gateway.release();
+    let settled = "SELECT COUNT(*) FROM payments WHERE status = 'AUTHORIZED'";
+    eventually("the others to be settled", async || (number(&db, settled).await == 14).then_some(())).await;
+    sqlx::query("COMMIT").execute(&mut other).await.expect("a statement");
+    eventually("all to be settled", async || (number(&db, settled).await == 16).then_some(())).await;
+    for (place, answer) in answers(calls).await.into_iter().enumerate() {
+        if !matches!(place, 3 | 7) {
+            assert_eq!(answer.expect(200).text_at("/status"), "AUTHORIZED");
+        }
+    }
+    assert_eq!(gateway.pays().len(), 16);
+    vault.finish(&[&pan]).await;
 }
