@@ -11,9 +11,9 @@ use tokio::sync::Semaphore;
 
 use crate::base::clock::Millis;
 use crate::model::audit::{Actor, Entry};
-use crate::store::alone::{Alone, key, run_at_once};
+use crate::store::alone::{Alone, Returned, key, run_at_once};
 use crate::store::backend::{Arg, Db, Row, StoreError, Value};
-use crate::store::events::insert_events;
+use crate::store::events::{NewEvent, insert_events};
 use crate::store::many::WHOLE;
 
 use super::audit::{Audit, actor};
@@ -54,6 +54,15 @@ enum Told {
 impl Asked {
     fn args(&self) -> Vec<Arg<'_>> {
         self.values.iter().map(Value::arg).collect()
+    }
+
+    fn event(&self) -> Option<NewEvent<'_>> {
+        self.event.as_ref().map(|event| event.row())
+    }
+
+    /// What was returned for it.
+    fn take(&self, returned: &mut Returned) -> Option<Row> {
+        returned.remove(&key(&self.args())?)
     }
 }
 
@@ -124,8 +133,7 @@ impl Together {
         let (mut seen, mut rounds) = (HashSet::new(), Vec::new());
         let mut round = 0..0;
         for (place, one) in group.iter().enumerate() {
-            let args = one.args();
-            let row = key(&args).map(|(account, id)| (account.to_owned(), id.to_owned()));
+            let row = key(&one.args());
             if seen.contains(&row) {
                 rounds.push(std::mem::replace(&mut round, place..place));
                 seen.clear();
@@ -148,7 +156,7 @@ impl Commits for Together {
 
     async fn commit(&self, group: &[Asked]) -> Result<Vec<Told>, Failed> {
         if let [one] = group {
-            let (args, event) = (one.args(), one.event.as_ref().map(|event| event.row()));
+            let (args, event) = (one.args(), one.event());
             let alone = (one.alone, args.as_slice());
             let db = (&self.db, true);
             let done = self.audit.write_alone(db, &self.keys, alone, event.as_ref(), one.note.clone()).await;
@@ -159,27 +167,21 @@ impl Commits for Together {
                 Err(error) => Err(Failed::for_one(error)),
             };
         }
-        if let Some(returned) = self.at_once(group).await? {
-            return Ok(returned.into_iter().map(|row| Told::Done(Some(row))).collect());
+        if let Some(mut returned) = self.at_once(group).await? {
+            return Ok(group.iter().map(|one| Told::Done(one.take(&mut returned))).collect());
         }
         let mut tx = self.audit.begin_shared(&self.db, &self.keys).await.map_err(Failed::for_all)?;
-        let mut returned: Vec<Option<Row>> = group.iter().map(|_| None).collect();
-        for (alone, places) in kinds(group) {
-            let given: Vec<_> =
-                places.iter().filter_map(|place| group.get(*place)).map(Asked::args).collect();
-            let rows = match alone.run_each(&mut tx, &given).await {
-                Ok(rows) => rows,
+        let mut returned = Returned::new();
+        for (alone, given) in kinds(group) {
+            match alone.run_each(&mut tx, given).await {
+                Ok(rows) => returned.extend(rows),
                 Err(error) if error.is_blocked() => return Ok(group.iter().map(|_| Told::Blocked).collect()),
                 Err(error) => return Err(Failed::for_one(error)),
-            };
-            for (place, row) in places.into_iter().zip(rows) {
-                if let Some(returned) = returned.get_mut(place) {
-                    *returned = row;
-                }
             }
         }
+        let returned: Vec<Option<Row>> = group.iter().map(|one| one.take(&mut returned)).collect();
         let done = || group.iter().zip(&returned).filter(|(_, row)| row.is_some()).map(|(one, _)| one);
-        let events: Vec<_> = done().filter_map(|one| one.event.as_ref().map(|event| event.row())).collect();
+        let events: Vec<_> = done().filter_map(Asked::event).collect();
         insert_events(&mut tx, &events).await.map_err(Failed::for_one)?;
         let notes: Vec<_> = done().map(|one| one.note.clone()).collect();
         tx.note_all(&notes).await.map_err(Failed::for_one)?;
@@ -196,46 +198,34 @@ impl Commits for Together {
 impl Together {
     /// Commits a group in a transaction that is sent whole, where the database takes one; none where nothing was
     /// written, and a transaction of several steps finds out what of it can be.
-    async fn at_once(&self, group: &[Asked]) -> Result<Option<Vec<Row>>, Failed> {
+    async fn at_once(&self, group: &[Asked]) -> Result<Option<Returned>, Failed> {
         let kinds = kinds(group);
         let most = if kinds.len() > 1 { MIXED } else { WHOLE };
         if !self.db.is_sqlite() || group.len() > most {
             return Ok(None);
         }
-        let args: Vec<_> = group.iter().map(Asked::args).collect();
-        let parts: Vec<_> = kinds
-            .iter()
-            .map(|(alone, places)| {
-                (*alone, places.iter().filter_map(|place| args.get(*place)).map(Vec::as_slice).collect())
-            })
-            .collect();
-        let events = group.iter().filter_map(|one| one.event.as_ref().map(|event| event.row()));
+        let events = group.iter().filter_map(Asked::event);
         let notes: Vec<_> = group.iter().map(|one| one.note.clone()).collect();
         let mut links = self.audit.links(&self.keys).await.map_err(Failed::for_all)?;
         let rows = links.rows(&notes).map_err(Failed::for_all)?;
-        let returned = match links.write(run_at_once(&self.db, &parts, events, &rows), Option::is_some).await
-        {
-            Ok(Some(returned)) => returned,
-            Ok(None) | Err(StoreError::Refused(_)) => return Ok(None),
+        match links.write(run_at_once(&self.db, &kinds, events, &rows), Option::is_some).await {
+            Err(StoreError::Refused(_)) => Ok(None),
             Err(error) => {
                 self.audit.count_failure();
-                return Err(Failed::for_all(error));
+                Err(Failed::for_all(error))
             }
-        };
-        // In the order of their kinds.
-        let mut returned: Vec<_> = kinds.into_iter().flat_map(|(_, places)| places).zip(returned).collect();
-        returned.sort_by_key(|(place, _)| *place);
-        Ok(Some(returned.into_iter().map(|(_, row)| row).collect()))
+            Ok(returned) => Ok(returned),
+        }
     }
 }
 
-/// The places of those of one kind, then of those of the next, always in the same order of kinds.
-fn kinds(group: &[Asked]) -> Vec<(&'static Alone, Vec<usize>)> {
-    let mut kinds: Vec<(&'static Alone, Vec<usize>)> = Vec::new();
-    for (place, one) in group.iter().enumerate() {
+/// The values of those of one kind, then of those of the next, always in the same order of kinds.
+fn kinds(group: &[Asked]) -> Vec<(&'static Alone, Vec<Vec<Arg<'_>>>)> {
+    let mut kinds: Vec<(&'static Alone, Vec<_>)> = Vec::new();
+    for one in group {
         match kinds.iter_mut().find(|(alone, _)| std::ptr::eq(*alone, one.alone)) {
-            Some((_, places)) => places.push(place),
-            None => kinds.push((one.alone, vec![place])),
+            Some((_, given)) => given.push(one.args()),
+            None => kinds.push((one.alone, vec![one.args()])),
         }
     }
     kinds.sort_by_key(|(alone, _)| std::ptr::from_ref(*alone).addr());

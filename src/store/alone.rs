@@ -58,8 +58,9 @@ impl Alone {
         noted: &[NewRow],
     ) -> Result<Option<Row>, StoreError> {
         let Some(connections) = db.postgres(others_wait) else {
-            let told = run_at_once(db, &[(self, vec![values])], event.into_iter().copied(), noted).await?;
-            return Ok(told.and_then(|mut rows| rows.pop()));
+            let part = (self, vec![values.to_vec()]);
+            let told = run_at_once(db, &[part], event.into_iter().copied(), noted).await?;
+            return Ok(told.and_then(|rows| rows.into_values().next()));
         };
         // Events of single payments are numbered when they are committed.
         let event = event.map(|event| events::args(event, None));
@@ -81,30 +82,33 @@ impl Alone {
         Ok(tx.run_many(&self.each, &[values]).await?.pop())
     }
 
-    /// Runs it for several rows, no two of them the same, in a transaction in which the caller tells of them; what it
-    /// returns for each.
+    /// Runs it for several rows, no two of them the same, in a transaction in which the caller tells of them.
     pub async fn run_each(
         &'static self,
         tx: &mut Tx,
-        given: &[Vec<Arg<'_>>],
-    ) -> Result<Vec<Option<Row>>, StoreError> {
+        mut given: Vec<Vec<Arg<'_>>>,
+    ) -> Result<Returned, StoreError> {
         // In an order in which nobody waits for one another in a circle.
-        let mut ordered: Vec<&[Arg<'_>]> = given.iter().map(Vec::as_slice).collect();
-        ordered.sort_by_key(|values| key(values));
-        let mut returned = by_key(tx.run_many(&self.each, &ordered).await?)?;
-        Ok(given.iter().map(|values| returned.remove(&owned_key(values)?)).collect())
+        given.sort_by_cached_key(|values| key(values));
+        by_key(tx.run_many(&self.each, &given).await?)
     }
 }
 
+/// Account and id of a row of `payments`.
+pub type Key = (String, String);
+
+/// The rows that statements have returned.
+pub type Returned = HashMap<Key, Row>;
+
 /// Runs several with what tells of them in one transaction that is sent whole, where the database is SQLite; what they
-/// return, in their order. None where one of them changes nothing, and so nothing was written. Where it is
+/// return. None where one of them changes nothing, and so nothing was written. Where it is
 /// [`StoreError::Refused`] or [`StoreError::NotBegun`] nothing was written; after any other failure nobody can know.
 pub async fn run_at_once(
     db: &Db,
-    parts: &[(&'static Alone, Vec<&[Arg<'_>]>)],
+    parts: &[(&'static Alone, Vec<Vec<Arg<'_>>>)],
     told: impl Iterator<Item = NewEvent<'_>>,
     noted: &[NewRow],
-) -> Result<Option<Vec<Row>>, StoreError> {
+) -> Result<Option<Returned>, StoreError> {
     let Some(writer) = db.sqlite() else { return Ok(None) };
     let mut batch = Batch::new();
     for (alone, given) in parts {
@@ -112,28 +116,21 @@ pub async fn run_at_once(
     }
     events::add(&mut batch, &told.collect::<Vec<_>>());
     audit::add(&mut batch, noted);
-    let rows = match db.run_batch(writer, batch).await {
-        Ok(rows) => rows,
-        Err(error) if error.is_missed() => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut returned = by_key(rows)?;
-    let given = parts.iter().flat_map(|(_, given)| given);
-    // Each of them has returned its row, or nothing was written.
-    let row_of = |values: &&[Arg<'_>]| owned_key(values).and_then(|key| returned.remove(&key));
-    given.map(row_of).collect::<Option<Vec<_>>>().ok_or(StoreError::Damaged).map(Some)
+    let many = parts.iter().map(|(_, given)| given.len()).sum::<usize>();
+    match db.run_batch(writer, batch).await {
+        Ok(rows) if rows.len() != many => Err(StoreError::Damaged),
+        Ok(rows) => by_key(rows).map(Some),
+        Err(error) if error.is_missed() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-fn by_key(rows: Vec<Row>) -> Result<HashMap<(String, String), Row>, StoreError> {
+fn by_key(rows: Vec<Row>) -> Result<Returned, StoreError> {
     rows.into_iter().map(|row| Ok(((row.text("account")?, row.text("payment_request_id")?), row))).collect()
 }
 
-fn owned_key(values: &[Arg<'_>]) -> Option<(String, String)> {
-    key(values).map(|(account, id)| (account.to_owned(), id.to_owned()))
-}
-
 /// The row that such values are for.
-pub fn key<'a>(values: &[Arg<'a>]) -> Option<(&'a str, &'a str)> {
+pub fn key(values: &[Arg<'_>]) -> Option<Key> {
     let [account, id, ..] = values else { return None };
-    Some((account.text()?, id.text()?))
+    Some((account.text()?.to_owned(), id.text()?.to_owned()))
 }

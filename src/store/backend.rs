@@ -288,7 +288,7 @@ macro_rules! bind {
 /// after one that was not.
 macro_rules! on {
     ($lender:expr, $connection:ident => $statement:expr) => {{
-        let mut lent = $lender.lend().await?;
+        let mut lent = $lender.lend().await.map_err(StoreError::NotBegun)?;
         let $connection = lent.connection()?;
         let done = $statement.await;
         lent.after(done.as_ref().err());
@@ -540,10 +540,7 @@ impl Db {
                 Each::Array => by_column(query, columns.iter().map(|(_, kind)| *kind), rows),
             };
         }
-        let mut lent = lender.lend().await.map_err(StoreError::NotBegun)?;
-        let done = query.fetch_optional(lent.connection()?).await;
-        lent.after(done.as_ref().err());
-        let found = done?;
+        let found = on!(lender, connection => query.fetch_optional(connection));
         leave(passage).await?;
         Ok(found.map(Row::Postgres))
     }
