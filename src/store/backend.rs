@@ -428,7 +428,7 @@ impl Db {
         Self { turnstile: Some(turnstile), ..self }
     }
 
-    async fn enter(&self, work: Work) -> Result<Option<Box<dyn Passage>>, StoreError> {
+    pub(super) async fn enter(&self, work: Work) -> Result<Option<Box<dyn Passage>>, StoreError> {
         match &self.turnstile {
             None => Ok(None),
             Some(turnstile) => turnstile.enter(work).await.map(Some),
@@ -660,7 +660,7 @@ impl Db {
     }
 }
 
-async fn leave(passage: Option<Box<dyn Passage>>) -> Result<(), StoreError> {
+pub(super) async fn leave(passage: Option<Box<dyn Passage>>) -> Result<(), StoreError> {
     match passage {
         None => Ok(()),
         Some(passage) => passage.leave().await,

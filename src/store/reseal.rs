@@ -4,7 +4,7 @@
 //! A table with a sealed column that is not listed here would keep its old key alive unseen, so a test
 //! compares [`SOURCES`] with the schema.
 
-use super::backend::{Arg, Db, Row, StoreError, Tx, on};
+use super::backend::{Arg, Db, Row, StoreError, Tx, Work, leave, on};
 use crate::base::ids::Merchant;
 use crate::base::sealed::Sealed;
 
@@ -338,7 +338,10 @@ pub async fn store(db: &Db, source: &Source, rows: &[Moved], epoch: i64) -> Resu
         .bind(bytes(|row| &row.old[0]))
         .bind(bytes(|row| &row.old[1]))
         .bind(epoch);
-    Ok(on!(pool, connection => update.execute(connection)).rows_affected())
+    let passage = db.enter(Work::Write).await?;
+    let done = on!(pool, connection => update.execute(connection)).rows_affected();
+    leave(passage).await?;
+    Ok(done)
 }
 
 async fn store_one(tx: &mut Tx, source: &Source, row: &Moved, epoch: i64) -> Result<u64, StoreError> {

@@ -1,5 +1,6 @@
 //! What the vault does, as flows whose points are walked through one by one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cardvault::base::clock::Millis;
@@ -8,8 +9,12 @@ use cardvault::jobs::sequence::Sequencer;
 use cardvault::model::event::EventKind;
 use cardvault::model::import::read_line;
 use cardvault::model::retention::Limits;
+use cardvault::ops::Vault;
+use cardvault::ops::audit::verify::verify;
 use cardvault::ops::import::{Importer, Numbered};
+use cardvault::store::backend::Arg;
 use cardvault::store::events::{NewEvent, insert_event};
+use cardvault::store::leases;
 use cardvault::store::retention::Place;
 
 use super::gateway::State;
@@ -41,6 +46,7 @@ const LINES: [&str; 2] = [
     r#"{"cardNo":"4242424242424242","expiryMonth":"11","expiryYear":"30","externalId":"a"}"#,
     r#"{"cardNo":"5555555555554444","expiryMonth":"11","expiryYear":"30","externalId":"b","agreements":[{"type":"UNSCHEDULED","consent":{"acceptedAt":"2025-01-01T00:00:00Z","textVersion":"v1"},"networkTransactionId":"NTI000000000009"}]}"#,
 ];
+const NO_CARD: &str = "/v1/cards/card_01ARZ3NDEKTSV4RRFFQ69G5FAV";
 const PATCH: &str = r#"{"expiryMonth":"12","expiryYear":"31"}"#;
 
 /// Every flow.
@@ -353,11 +359,115 @@ pub const FLOWS: &[Flow] = &[
         again: paid_again,
     },
     Flow {
+        name: "pay, and be given a token",
+        prepare: paid_next,
+        start: |s, _| drop(s.pay_for_token(500)),
+        again: one_token_kept,
+    },
+    Flow {
+        name: "be notified of a payment on the gateway's page",
+        prepare: |s| {
+            next(s, State::Open(true));
+            let id = s.pay_on_page(500);
+            s.model.paid_by_buyer(&id);
+            id
+        },
+        start: |s, _| s.deliver(0, 0, false, false),
+        again: |s, id| {
+            s.deliver(0, 0, false, false);
+            one_token_kept(s, id)
+        },
+    },
+    Flow {
+        name: "record a refusal",
+        prepare: nothing,
+        start: |s, _| {
+            s.ask(0, "GET", NO_CARD, "", Ask::Other);
+        },
+        again: |s, _| expect(s, "GET", NO_CARD, "", &[404]),
+    },
+    Flow {
+        name: "end an agreement whose time is over",
+        prepare: |s| {
+            s.open_agreement();
+            let merchant = s.merchant.as_str().to_owned();
+            let over = "UPDATE agreements SET expires_at = 1 WHERE merchant = $1";
+            let done = s.ground.look(async |db| db.execute(over, &[Arg::Text(&merchant)]).await);
+            assert_eq!(done.expect("an agreement"), 1);
+            String::new()
+        },
+        start: |s, _| {
+            sweep(s, "ends agreements", |vault| async move { drop(vault.end_expired_agreements().await) })
+        },
+        again: |s, _| {
+            sweep(s, "ends agreements", |vault| async move { drop(vault.end_expired_agreements().await) });
+            ended(s)
+        },
+    },
+    Flow {
+        name: "tell of a card that expires",
+        prepare: |s| {
+            s.open_agreement();
+            let card = s.agreement.clone().expect("an agreement").1;
+            change(s, "PATCH", &card, r#"{"expiryMonth":"03","expiryYear":"26"}"#);
+            s.pass(24 * 3_600_000, false);
+            card
+        },
+        start: |s, _| sweep(s, "looks for cards that expire", look_at_all_cards),
+        again: |s, _| {
+            sweep(s, "looks for cards that expire", look_at_all_cards);
+            let told = "SELECT count(*) AS many FROM events WHERE merchant = $1 AND kind = 'card.expiring'";
+            let many = count(s, told);
+            if many == 1 { Vec::new() } else { vec![format!("it is told {many} times")] }
+        },
+    },
+    Flow {
+        name: "drop old notifications",
+        prepare: |s| {
+            s.deliver_text(0, UNKNOWN, false, false);
+            s.pass(LONG_AFTER, false);
+            String::new()
+        },
+        start: |s, _| {
+            sweep(s, "drops old notices", |vault| async move { drop(vault.drop_old_notices().await) })
+        },
+        again: |s, _| {
+            sweep(s, "drops old notices", |vault| async move { drop(vault.drop_old_notices().await) });
+            let left = count(s, "SELECT count(*) AS many FROM notices WHERE merchant = $1");
+            if left == 0 { Vec::new() } else { vec![format!("{left} are left")] }
+        },
+    },
+    Flow {
+        name: "take a lease, and give it back",
+        prepare: |s| {
+            no_leases(s);
+            String::new()
+        },
+        start: |s, _| sweep(s, "has a lease", hold_a_lease),
+        again: |s, _| {
+            // That of a process that died is over by now.
+            let free = "SELECT count(*) AS many FROM leases WHERE owner <> $1 AND until > 0";
+            sweep(s, "has a lease", hold_a_lease);
+            let left = count(s, free);
+            if left == 0 { Vec::new() } else { vec![format!("{left} leases are left")] }
+        },
+    },
+    Flow {
+        name: "close the audit trail",
+        prepare: |s| made(s, NEW),
+        start: |s, _| sweep(s, "closes its chains", close_the_trail),
+        again: |s, _| {
+            sweep(s, "closes its chains", close_the_trail);
+            let vault = s.process(0).vault.clone();
+            let report =
+                s.process(0).now(async move { verify(&vault.db, &vault.keys, std::iter::empty()).await });
+            report.expect("a trail").findings
+        },
+    },
+    Flow {
         name: "number the events",
         prepare: |s| {
-            // Time begins anew in each run, and the lease of a process that died in the run before would last.
-            let ended = s.ground.look(async |db| db.execute("DELETE FROM leases", &[]).await);
-            ended.expect("leases");
+            no_leases(s);
             // As a payment's outcome is written: PostgreSQL's is numbered later.
             let (merchant, event_id) = (s.merchant.clone(), EventId::make().expect("entropy"));
             s.ground.look(async |db| {
@@ -553,6 +663,55 @@ fn purge(s: &mut Simulation<'_>) {
             let _ = vault.erase_old_cards(&run, limits, &merchant, &cards).await;
         }
     });
+}
+
+/// Does what a job of the first process does in a turn; what fails comes again.
+fn sweep<F: Future<Output = ()> + Send + 'static>(
+    s: &mut Simulation<'_>,
+    what: &str,
+    turn: impl FnOnce(Arc<Vault>) -> F,
+) {
+    let turn = turn(s.process(0).vault.clone());
+    s.begin(0, what, turn);
+}
+
+async fn look_at_all_cards(vault: Arc<Vault>) {
+    let mut after = String::new();
+    while let Ok(Some(last)) = vault.tell_expiring_cards(&after).await {
+        after = last;
+    }
+}
+
+async fn close_the_trail(vault: Arc<Vault>) {
+    vault.audit.close(&vault.db, &vault.keys).await;
+}
+
+async fn hold_a_lease(vault: Arc<Vault>) {
+    let (db, name, owner, now) = (&vault.db, "a job", &vault.instance, vault.clock.now());
+    let until = now.plus(Duration::from_secs(60));
+    if leases::acquire(db, name, owner, now, until).await.is_ok_and(|has| has)
+        && leases::renew(db, name, owner, until).await.is_ok_and(|has| has)
+    {
+        let _ = leases::release(db, name, owner).await;
+    }
+}
+
+/// Time begins anew in each run, and the lease of a process that died in the run before would last.
+fn no_leases(s: &mut Simulation<'_>) {
+    let ended = s.ground.look(async |db| db.execute("DELETE FROM leases", &[]).await);
+    ended.expect("leases");
+}
+
+/// The payment is paid, and the card that the gateway has a token of is kept once.
+fn one_token_kept(s: &mut Simulation<'_>, id: &str) -> Vec<String> {
+    let mut wrong = paid_again(s, id);
+    let shown = s.ask(0, "GET", &format!("/v1/payments/{id}"), "", Ask::Other);
+    let told = s.told(shown);
+    let tokens = count(s, "SELECT count(*) AS many FROM cards WHERE merchant = $1 AND token IS NOT NULL");
+    if text_at(&told, "/status") == "AUTHORIZED" && tokens != 1 {
+        wrong.push(format!("{tokens} cards have a token"));
+    }
+    wrong
 }
 
 /// The id of the payment with a number.

@@ -68,6 +68,8 @@ pub struct Charge {
     pub refunds: BTreeMap<String, Operation>,
     /// Whether somebody cancelled it on the gateway's side, who tells nobody.
     pub cancelled_elsewhere: bool,
+    /// The card's token, where the request asked for one.
+    token: Option<String>,
     since: i64,
 }
 
@@ -270,6 +272,8 @@ impl Model {
             captures: BTreeMap::new(),
             refunds: BTreeMap::new(),
             cancelled_elsewhere: false,
+            token: (request["paymentMethod"]["paymentMethodMetaData"]["tokenize"] == true)
+                .then(|| format!("ALIPAYtokenOf{id}0123456789==")),
             since: self.now(),
         };
         let answer = pay_answer(&id, &charge);
@@ -339,6 +343,17 @@ impl Model {
         drop(ledger);
         self.world.note(line);
         true
+    }
+
+    /// A buyer pays what waits for him.
+    pub fn paid_by_buyer(&self, id: &str) {
+        let mut ledger = self.ledger();
+        let charge = ledger.charges.get_mut(id).expect("a payment");
+        assert!(matches!(charge.state, State::Open(_)), "{id} is {:?}", charge.state);
+        (charge.state, charge.charges) = (State::Paid, charge.charges + 1);
+        self.announce(&mut ledger, id);
+        drop(ledger);
+        self.world.note(format!("gateway: the buyer of {id} has paid"));
     }
 
     /// What waits for an issuer, a buyer or an acquirer.
@@ -438,7 +453,7 @@ impl Model {
         json!({
             "paymentRequestId": id, "paymentId": charge.payment_id, "paymentAmount": money(charge.amount),
             "paymentStatus": status, "transactions": transactions,
-            "paymentResultInfo": { "networkTransactionId": "NTI000000000001" },
+            "paymentResultInfo": result_info(charge),
             "result": { "resultCode": "SUCCESS", "resultStatus": "S", "resultMessage": "success." },
         })
     }
@@ -689,11 +704,19 @@ fn pay_answer(id: &str, charge: &Charge) -> Value {
     answer["paymentId"] = json!(charge.payment_id);
     answer["paymentAmount"] = money(charge.amount);
     match charge.state {
-        State::Paid => answer["paymentResultInfo"] = json!({ "networkTransactionId": "NTI000000000001" }),
+        State::Paid => answer["paymentResultInfo"] = result_info(charge),
         State::Open(true) => answer["normalUrl"] = json!("https://acs.example/challenge"),
         _ => {}
     }
     answer
+}
+
+fn result_info(charge: &Charge) -> Value {
+    let mut info = json!({ "networkTransactionId": "NTI000000000001" });
+    if let Some(token) = charge.token.as_ref().filter(|_| charge.state == State::Paid) {
+        info["cardToken"] = json!(token);
+    }
+    info
 }
 
 fn operation_answer(payment_id: &str, capture: bool, name: &str, one: &Operation) -> Value {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -171,6 +171,16 @@ impl Ground {
         let Process { warm, vault, .. } = process;
         drop(vault);
         self.warm.push(warm);
+    }
+
+    /// Where its database is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its keyring file.
+    pub fn keyring(&self) -> &Path {
+        &self.kek
     }
 
     /// Runs a read past all gates.

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "schedules by hand use a part of this")]
 
 mod check;
+mod commands;
 mod flows;
 mod gateway;
 mod ground;

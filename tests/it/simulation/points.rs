@@ -80,7 +80,7 @@ fn points_of(ground: &mut Ground, flow: &Flow) -> Vec<What> {
 }
 
 /// A flow's points as the list has them: what has both its ends is named once.
-fn shown(points: &[What]) -> String {
+pub fn shown(points: &[What]) -> String {
     let name = |what: &What| match what {
         What::Before(work) | What::After(work) => format!("{work:?}").to_lowercase(),
         What::Call(name) | What::Answer(name) => name.split(' ').next().unwrap_or_default().to_owned(),
@@ -105,23 +105,24 @@ fn shown(points: &[What]) -> String {
     words.join(", ")
 }
 
-/// The list, by flow, as it is where a statement that tells of itself is an `alone`, and events are numbered by
-/// `number`.
-fn listed(alone: &'static str, number: &'static str) -> BTreeMap<&'static str, String> {
-    let lines = LIST.split("```points\n").nth(1).and_then(|rest| rest.split("```").next());
-    let lines = lines.expect("the list of points in docs/durability.md").lines();
+/// A list of the document, by flow, with the words in which an engine says what some of its words stand for.
+pub fn listed(list: &str, words: &Words) -> BTreeMap<&'static str, String> {
+    let lines = LIST.split(&format!("```{list}\n")).nth(1).and_then(|rest| rest.split("```").next());
+    let lines = lines.expect("a list of points in docs/durability.md").lines();
     let of_engine = |points: &str| {
-        let words = points.split(", ").map(|word| match word {
-            "number" => number.to_owned(),
-            word => word.replace("alone", alone),
-        });
-        words.collect::<Vec<_>>().join(", ")
+        let in_words = |point: &str| {
+            words.iter().fold(point.to_owned(), |point, (word, stands_for)| point.replace(word, stands_for))
+        };
+        points.split(", ").map(in_words).filter(|point| !point.is_empty()).collect::<Vec<_>>().join(", ")
     };
     lines
         .map(|line| line.split_once(": ").expect("a flow and its points"))
         .map(|(flow, points)| (flow, of_engine(points)))
         .collect()
 }
+
+/// Words of the list, and what each stands for where an engine differs.
+pub type Words = [(&'static str, &'static str)];
 
 /// Runs a flow, has something happen at a point, and tells what is wrong in the end.
 fn run(ground: &mut Ground, flow: &Flow, point: usize, fate: Fate) -> (Vec<String>, Vec<String>) {
@@ -182,12 +183,8 @@ fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outco
     outcome
 }
 
-fn every_point(
-    engine: &str,
-    (alone, number): (&'static str, &'static str),
-    ground: impl Fn() -> Option<Ground> + Sync,
-) {
-    let (started, list) = (Instant::now(), listed(alone, number));
+fn every_point(engine: &str, words: &Words, ground: impl Fn() -> Option<Ground> + Sync) {
+    let (started, list) = (Instant::now(), listed("points", words));
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -217,7 +214,7 @@ fn every_point(
 
 #[test]
 fn every_point_ends_well_on_sqlite() {
-    every_point("SQLite", ("transaction", ""), || Some(Ground::sqlite()));
+    every_point("SQLite", &[("alone", "transaction"), ("number", "")], || Some(Ground::sqlite()));
 }
 
 #[test]
@@ -227,7 +224,7 @@ fn every_point_ends_well_on_postgres() {
     if fresh().is_none() {
         return left_out("simulation::points");
     }
-    every_point("PostgreSQL", ("write", "write, transaction"), fresh);
+    every_point("PostgreSQL", &[("alone", "write"), ("number", "write, transaction")], fresh);
 }
 
 /// A number that a query on the merchant's rows gives.

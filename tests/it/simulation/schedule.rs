@@ -99,6 +99,10 @@ static BY_MERCHANT: LazyLock<String> = LazyLock::new(|| {
     let text = without(&without(&REFERENCE, "/env/browserInfo"), METADATA);
     with(&text, "/storedCredential", json!({ "initiator": "MERCHANT", "agreementId": "@AGREEMENT@" }))
 });
+static ON_PAGE: LazyLock<String> = LazyLock::new(|| {
+    let text = without(&without(&REFERENCE, METADATA), "/paymentMethod/paymentMethodId");
+    with(&text, METADATA, json!({ "tokenize": true }))
+});
 static OPENS: LazyLock<String> = LazyLock::new(|| {
     let consent = json!({ "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" });
     let agreement = json!({ "type": "UNSCHEDULED", "consent": consent });
@@ -244,10 +248,24 @@ impl<'g> Simulation<'g> {
 
     /// Pays with a token of the gateway's own.
     pub fn pay_with_token(&mut self, token: &str, amount: i64) -> String {
+        self.pay_named(&REFERENCE.replace("@CARD@", token), Kind::Reference, amount)
+    }
+
+    /// Pays with a card that is typed, and asks the gateway for a token of it.
+    pub fn pay_for_token(&mut self, amount: i64) -> String {
+        let text = with(&BARE, &format!("{METADATA}/tokenize"), json!(true));
+        self.pay_named(&text, Kind::Bare, amount)
+    }
+
+    /// Pays on the gateway's own page, and asks it for a token of the card.
+    pub fn pay_on_page(&mut self, amount: i64) -> String {
+        self.pay_named(&ON_PAGE, Kind::Reference, amount)
+    }
+
+    fn pay_named(&mut self, text: &str, kind: Kind, amount: i64) -> String {
         self.next_name += 1;
         let id = format!("{}PAY{}", self.prefix, self.next_name);
-        let body = filled(&REFERENCE, &id, amount, false).replace("@CARD@", token);
-        self.pay_as(0, &id, Kind::Reference, body, amount);
+        self.pay_as(0, &id, kind, filled(text, &id, amount, false), amount);
         id
     }
 
