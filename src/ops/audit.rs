@@ -27,6 +27,7 @@ use crate::store::alone::Alone;
 use crate::store::audit as rows;
 use crate::store::backend::{Arg, Db, Row, StoreError, Tx};
 use crate::store::events::NewEvent;
+use crate::store::keys::is_epoch;
 
 use super::error::OpError;
 use super::keys::DataKeys;
@@ -477,6 +478,16 @@ impl AuditedTx<'_> {
     /// Makes effect and rows durable. Where this fails, nobody can know whether they are.
     pub async fn commit(self) -> Result<(), StoreError> {
         self.finish().await.map(|_| ())
+    }
+
+    /// As [`Self::commit`], of what was sealed in this epoch of the keys: `false` where they have changed since, and
+    /// nothing was written. Who destroys a key has begun a new epoch, and then waits for those who were writing.
+    pub async fn commit_sealed(mut self, epoch: i64) -> Result<bool, StoreError> {
+        if is_epoch(&mut self.tx, epoch).await? {
+            return self.commit().await.map(|()| true);
+        }
+        self.rollback().await?;
+        Ok(false)
     }
 
     /// Writes the closing row of the chain too, commits, and uses the chain no more.

@@ -307,7 +307,7 @@ impl Vault {
             if let Some(row) = self.find_by_token(merchant, token, buyer).await? {
                 return Ok(row);
             }
-            let now = self.now();
+            let (now, epoch) = (self.now(), self.keys.epoch());
             let card_id = CardId::at(now)?;
             let mac_key = self.keys.active(Purpose::RequestMac)?;
             let digest = request_mac::token_digest(&mac_key, merchant, token)?;
@@ -330,8 +330,10 @@ impl Vault {
                 let event = ReadyEvent::of_card(merchant, &card_id, "GATEWAY_TOKEN", kind, None, now)?;
                 event.insert(&mut tx).await?;
                 tx.note(&Entry::done("card.store", card_id.as_str()).with("GATEWAY_TOKEN")).await?;
-                tx.commit().await?;
-                self.bell.ring_written();
+                match tx.commit_sealed(epoch).await? {
+                    true => self.bell.ring_written(),
+                    false => drop(self.keys.follow().await?),
+                }
             } else {
                 tx.rollback().await?;
             }

@@ -54,6 +54,13 @@ pub enum OpError {
     Internal(#[source] anyhow::Error),
 }
 
+impl OpError {
+    /// Whenever a record was sealed, the keys had changed before it was stored.
+    pub fn keys_are_changing() -> Self {
+        Self::Unavailable(anyhow::anyhow!("the keys are being changed faster than a record is stored"))
+    }
+}
+
 impl From<StoreError> for OpError {
     fn from(error: StoreError) -> Self {
         match error {

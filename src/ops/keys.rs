@@ -1,9 +1,9 @@
 //! The data keys of this process: unwrapped at the start, made where a purpose has none, followed while it
 //! runs, and loaded on demand when another process has made one since.
 //!
-//! What a process knows of the keys belongs to an epoch. It reads the epoch before it takes a key, and the
-//! statement that stores a card names it: where the keys have changed since, nothing is stored, the process
-//! follows, and seals again. That is why no process, however slow, stores a card that nobody can open.
+//! What a process knows of the keys belongs to an epoch. It reads the epoch before it takes a key, and what
+//! stores a sealed record names it: where the keys have changed since, nothing is stored, the process follows,
+//! and seals again. That is why no process, however slow, stores a record that nobody can open.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -260,28 +260,21 @@ impl Vault {
         let what = length_prefixed(&[b"dispute", dispute_id.as_bytes(), kind.name().as_bytes()]);
         let now = self.now();
         let merchant = &payment.merchant;
-        let (digest, body) = self.sealed_notice(merchant, &what, &scrubbed)?;
-        let notice = NewNotice {
+        let event = ReadyEvent::new(merchant, kind, ("dispute", &short_id(dispute_id)), data, now)?;
+        let keep = Keep {
             account: &payment.account,
-            digest: &digest,
             kind: kind.name(),
             merchant,
             payment_request_id: Some(payment.payment_request_id.as_str()),
-            body: &body,
-            now,
+            what: &what,
+            scrubbed: &scrubbed,
         };
-        let mut tx = self.begin().await?;
-        if !insert_notice(&mut tx, &notice).await? {
-            tx.rollback().await?;
-            return Ok(());
+        let told =
+            |_: &str| Entry::done("dispute.told", payment.payment_request_id.as_str()).with(kind.name());
+        if self.keep(&keep, Some(&event), told).await? {
+            self.bell.ring_written();
+            tracing::warn!(payment = %payment.payment_request_id, kind = kind.name(), "a dispute");
         }
-        let id = short_id(dispute_id);
-        ReadyEvent::new(merchant, kind, ("dispute", &id), data, now)?.insert(&mut tx).await?;
-        let what = payment.payment_request_id.as_str();
-        tx.note(&Entry::done("dispute.told", what).with(kind.name())).await?;
-        tx.commit().await?;
-        self.bell.ring_written();
-        tracing::warn!(payment = %payment.payment_request_id, kind = kind.name(), "a dispute");
         Ok(())
     }
 
@@ -297,23 +290,16 @@ impl Vault {
         let nobody = Merchant::parse("nobody").ok_or_else(|| OpError::Internal(anyhow::anyhow!("a name")))?;
         let merchant = payment.map_or(&nobody, |payment| &payment.merchant);
         let scrubbed = cleaned(notice)?;
-        let (digest, body) = self.sealed_notice(merchant, notice.text().as_bytes(), &scrubbed)?;
-        let row = NewNotice {
+        let keep = Keep {
             account: &told.account,
-            digest: &digest,
             kind,
             merchant,
             payment_request_id: payment.map(|payment| payment.payment_request_id.as_str()),
-            body: &body,
-            now: self.now(),
+            what: notice.text().as_bytes(),
+            scrubbed: &scrubbed,
         };
-        let mut tx = self.begin().await?;
-        let new = insert_notice(&mut tx, &row).await?;
-        if new {
-            tx.note(&Entry::done("notice.keep", digest.as_str()).with(kind)).await?;
-        }
-        tx.commit().await?;
-        match (new, payment, kind) {
+        let kept = |digest: &str| Entry::done("notice.keep", digest).with(kind);
+        match (self.keep(&keep, None, kept).await?, payment, kind) {
             (true, None, "other") => {
                 tracing::warn!("a notification of a kind that is not known was kept aside")
             }
@@ -326,6 +312,42 @@ impl Vault {
             (false, ..) => {}
         }
         Ok(())
+    }
+
+    /// Keeps a notification with what tells of it, once: `false` where it was kept before.
+    async fn keep(
+        &self,
+        keep: &Keep<'_>,
+        event: Option<&ReadyEvent>,
+        note: impl Fn(&str) -> Entry,
+    ) -> Result<bool, OpError> {
+        for _ in 0..TURNS {
+            let epoch = self.keys.epoch();
+            let (digest, body) = self.sealed_notice(keep.merchant, keep.what, keep.scrubbed)?;
+            let notice = NewNotice {
+                account: keep.account,
+                digest: &digest,
+                kind: keep.kind,
+                merchant: keep.merchant,
+                payment_request_id: keep.payment_request_id,
+                body: &body,
+                now: self.now(),
+            };
+            let mut tx = self.begin().await?;
+            if !insert_notice(&mut tx, &notice).await? {
+                tx.rollback().await?;
+                return Ok(false);
+            }
+            if let Some(event) = event {
+                event.insert(&mut tx).await?;
+            }
+            tx.note(&note(&digest)).await?;
+            if tx.commit_sealed(epoch).await? {
+                return Ok(true);
+            }
+            self.keys.follow().await?;
+        }
+        Err(OpError::keys_are_changing())
     }
 
     fn sealed_notice(
@@ -344,6 +366,20 @@ impl Vault {
         Ok((digest, sealed))
     }
 }
+
+/// A notification to keep.
+struct Keep<'a> {
+    account: &'a GatewayAccount,
+    kind: &'static str,
+    merchant: &'a Merchant,
+    payment_request_id: Option<&'a str>,
+    /// What makes it this one.
+    what: &'a [u8],
+    scrubbed: &'a str,
+}
+
+/// How often what was sealed under keys that have changed is sealed again.
+const TURNS: usize = 8;
 
 /// What is known of a notification besides its text.
 struct Told {

@@ -80,31 +80,40 @@ impl Vault {
         }
         let notify = self.policy.notify_url.as_deref().filter(|_| kind == OperationKind::Refund);
         let outgoing = request.body(payment_id, notify);
-        let mac_key = self.keys.active(Purpose::RequestMac)?;
-        let meaning = meaning_of(&mac_key)?;
-        let meaning_key = mac_key.id().to_string();
-        let sealed = self.seal_operation(&payment, kind, &request_id, Field::Outgoing, &outgoing)?;
-        let now = self.now();
-        let operation = NewOperation {
-            account: &payment.account,
-            kind,
-            request_id: &request_id,
-            merchant: &payment.merchant,
-            payment_request_id: &payment.payment_request_id,
-            amount: &request.amount,
-            asked: Some(Asked {
-                client: &allowed.caller().client().name,
-                meaning: &meaning,
-                meaning_key: &meaning_key,
-                outgoing: &sealed,
-            }),
-            status: OperationStatus::Unknown,
-            gateway_id: None,
-            // If this process dies now, another one finds it then.
-            next_look: Some(now.plus(self.policy.look_lease)),
-            now,
-        };
-        match self.insert_reserved(&operation).await? {
+        let mut inserted = Inserted::KeysMoved;
+        for _ in 0..TURNS {
+            let epoch = self.keys.epoch();
+            let mac_key = self.keys.active(Purpose::RequestMac)?;
+            let meaning = meaning_of(&mac_key)?;
+            let meaning_key = mac_key.id().to_string();
+            let sealed = self.seal_operation(&payment, kind, &request_id, Field::Outgoing, &outgoing)?;
+            let now = self.now();
+            let operation = NewOperation {
+                account: &payment.account,
+                kind,
+                request_id: &request_id,
+                merchant: &payment.merchant,
+                payment_request_id: &payment.payment_request_id,
+                amount: &request.amount,
+                asked: Some(Asked {
+                    client: &allowed.caller().client().name,
+                    meaning: &meaning,
+                    meaning_key: &meaning_key,
+                    outgoing: &sealed,
+                }),
+                status: OperationStatus::Unknown,
+                gateway_id: None,
+                // If this process dies now, another one finds it then.
+                next_look: Some(now.plus(self.policy.look_lease)),
+                now,
+            };
+            inserted = self.insert_reserved(&operation, epoch).await?;
+            match inserted {
+                Inserted::KeysMoved => self.keys.follow().await?,
+                _ => break,
+            };
+        }
+        match inserted {
             Inserted::Yes => {}
             Inserted::InUse => {
                 let row = rows::find_operation(&self.db, &payment.account, kind, &request_id).await?;
@@ -112,6 +121,7 @@ impl Vault {
                 return self.repeat_operation(&payment, &row, meaning_of).await;
             }
             Inserted::NotAllowed => return refuse(self.why_refused(&payment, kind, &request.amount).await?),
+            Inserted::KeysMoved => return Err(OpError::keys_are_changing()),
         }
         let recorded = self.send_operation(&payment, kind, &request_id, outgoing).await;
         let row = recorded.map_err(not_recorded)?;
@@ -143,7 +153,8 @@ impl Vault {
         self.operation_view(row, payment.payment_id.clone(), true).await
     }
 
-    async fn insert_reserved(&self, operation: &NewOperation<'_>) -> Result<Inserted, OpError> {
+    /// Records an operation that was sealed in this epoch of the keys.
+    async fn insert_reserved(&self, operation: &NewOperation<'_>, epoch: i64) -> Result<Inserted, OpError> {
         let (account, payment) = (operation.account, operation.payment_request_id);
         let mut tx = self.begin().await?;
         if !rows::reserve(&mut tx, operation.kind, account, payment, operation.amount, operation.now).await? {
@@ -157,8 +168,9 @@ impl Vault {
         }
         tx.note(&Entry::done(action(operation.kind), operation.request_id.as_str()).with(payment.as_str()))
             .await?;
-        match tx.commit().await {
-            Ok(()) => Ok(Inserted::Yes),
+        match tx.commit_sealed(epoch).await {
+            Ok(true) => Ok(Inserted::Yes),
+            Ok(false) => Ok(Inserted::KeysMoved),
             Err(error) => {
                 // A commit whose answer was lost may have happened. Whoever inserted the row means the same
                 // or gets the refusal of its own; the same bytes sent twice are one operation.
@@ -259,14 +271,10 @@ impl Vault {
             None => None,
         };
         let facts = Facts::read(scrubbed.as_deref().unwrap_or("{}"), row.kind);
-        let sealed = match &scrubbed {
-            Some(text) => {
-                let place_row = (row, Field::GatewayAnswer);
-                Some(self.seal_row(place_row.0, place_row.1, text)?)
-            }
-            None => None,
-        };
         for _ in 0..TURNS {
+            let epoch = self.keys.epoch();
+            let sealed =
+                scrubbed.as_ref().map(|text| self.seal_row(row, Field::GatewayAnswer, text)).transpose()?;
             let now = self.operation_again(&row.account, row.kind, &row.request_id).await?;
             let to = match next(now.status, verdict, source) {
                 Some(to) => to,
@@ -324,7 +332,10 @@ impl Vault {
                 let detail = format!("{} {} by {}", row.kind.name(), to.name(), source.name());
                 tx.note(&Entry::done("operation.change", row.request_id.as_str()).with(detail)).await?;
             }
-            tx.commit().await?;
+            if !tx.commit_sealed(epoch).await? {
+                self.keys.follow().await?;
+                continue;
+            }
             self.bell.ring_written();
             if now.status == OperationStatus::Failed {
                 tracing::error!(
@@ -643,6 +654,8 @@ enum Inserted {
     Yes,
     InUse,
     NotAllowed,
+    /// Its request was sealed under keys that have changed since.
+    KeysMoved,
 }
 
 /// Whether the gateway knows an operation.

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
@@ -26,9 +26,6 @@ use super::keys::DataKeys;
 const GROUP: usize = 64;
 /// How long a group may take. Nobody knows then whether it is committed.
 const LONGEST: Duration = Duration::from_secs(30);
-/// How long one may wait for its turn, less than a retired key rests before it may be destroyed
-/// ([`super::rotation::destroy::REST`]): it has been sealed already.
-const LATE: Duration = Duration::from_secs(4);
 /// Most statements of a transaction of more than one kind that is sent to SQLite whole: its texts are as many as
 /// there are mixtures.
 const MIXED: usize = 6;
@@ -39,7 +36,6 @@ struct Asked {
     values: Vec<Value>,
     event: Option<Arc<ReadyEvent>>,
     note: (Actor, Entry, Millis),
-    since: Instant,
 }
 
 /// What came of it.
@@ -100,8 +96,8 @@ impl Statements {
             return audit.write_alone((db, false), keys, (alone, values), event.as_ref(), note).await;
         }
         let given = values.iter().copied().map(Value::of).collect();
-        let (event, since) = (event.map(Arc::new), Instant::now());
-        let asked = Asked { alone, values: given, event: event.clone(), note: note.clone(), since };
+        let event = event.map(Arc::new);
+        let asked = Asked { alone, values: given, event: event.clone(), note: note.clone() };
         match self.others.ask(asked).await? {
             Told::Done(row) => Ok(row),
             Told::Blocked => {
@@ -117,18 +113,6 @@ impl Grouped for Together {
     type Told = Told;
 
     async fn run(&self, group: Vec<Asked>) -> Vec<Result<Told, OpError>> {
-        let is_late = |one: &Asked| one.since.elapsed() > LATE;
-        let late: Vec<bool> = group.iter().map(is_late).collect();
-        let group: Vec<Asked> =
-            group.into_iter().zip(&late).filter(|(_, late)| !**late).map(|(one, _)| one).collect();
-        let mut told = self.run_in_time(&group).await.into_iter();
-        let too_late = || Err(OpError::Unavailable(anyhow::anyhow!("the database is too slow")));
-        late.into_iter().map(|late| if late { None } else { told.next() }.unwrap_or_else(too_late)).collect()
-    }
-}
-
-impl Together {
-    async fn run_in_time(&self, group: &[Asked]) -> Vec<Result<Told, OpError>> {
         // One statement does not change a row twice: what comes again comes after what came first.
         let (mut seen, mut rounds) = (HashSet::new(), Vec::new());
         let mut round = 0..0;

@@ -228,12 +228,19 @@ pub async fn raise_epoch_in(tx: &mut Tx) -> Result<(), StoreError> {
 
 const RAISE: &str = "UPDATE key_epoch SET epoch = epoch + 1 WHERE one = 1";
 
+/// Whether this is the epoch of the keys, for a transaction that has written what it seals: the table that it wrote to
+/// is locked by then, and [`wait_for_writers`] waits for it.
+pub async fn is_epoch(tx: &mut Tx, epoch: i64) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT epoch FROM key_epoch WHERE one = 1 AND epoch = $1";
+    Ok(tx.find(SQL, &[Arg::Int(epoch)]).await?.is_some())
+}
+
 /// How often the wait for other writers is begun anew, and how long one wait may hold up those who come
 /// after it.
 const WAITS: usize = 300;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Returns when every transaction that was writing cards or payments as this was called has ended. Those
+/// Returns when every transaction that was writing records as this was called has ended. Those
 /// that write later have seen what was committed before the call.
 pub async fn wait_for_writers(db: &Db) -> Result<(), StoreError> {
     if db.is_sqlite() {
@@ -245,7 +252,7 @@ pub async fn wait_for_writers(db: &Db) -> Result<(), StoreError> {
         let mut tx = db.begin_write().await?;
         tx.execute("SET LOCAL lock_timeout = '250ms'", &[]).await?;
         // SHARE waits for everybody who has written and not committed, and lets readers through.
-        match tx.execute("LOCK TABLE cards, payments IN SHARE MODE", &[]).await {
+        match tx.execute("LOCK TABLE cards, payments, operations, notices IN SHARE MODE", &[]).await {
             Ok(_) => return tx.commit().await,
             Err(error) => last = error,
         }

@@ -47,6 +47,8 @@ pub struct NewPayment<'a> {
     pub retyped: bool,
     /// The request as it will leave, sealed, without PAN and CVV.
     pub outgoing: &'a Sealed,
+    /// The epoch of the keys in which that was sealed.
+    pub epoch: i64,
     /// The process and attempt that will send it.
     pub attempt: &'a str,
     /// Whether money is taken by captures only.
@@ -259,9 +261,11 @@ const NEW: Columns = &[
     ("expires_at", Kind::Int),
     ("next_look", Kind::Int),
     ("buyer", Kind::Text),
+    ("sealed_in", Kind::Int),
 ];
 
-/// Inserts payments as UNKNOWN; nothing is returned where an id is in use. The card must be alive in this very
+/// Inserts payments as UNKNOWN; nothing is returned where an id is in use, and where the keys have changed since the
+/// request was sealed, so that no payment is stored whose key has been destroyed. The card must be alive in this very
 /// statement, so that no payment overtakes an erasure. The bounds keep PostgreSQL from reading all cards for it.
 macro_rules! insert_text {
     () => {
@@ -274,7 +278,8 @@ macro_rules! insert_text {
              'UNKNOWN', meaning, meaning_key, currency, amount, had_sensitive, retyped, outgoing, attempt, \
              begun, 1, begun, begun, agreement_id, initiator, manual_capture, wants_token, \
              expires_at, next_look, buyer FROM given \
-             WHERE (given.card_id IS NULL OR EXISTS (SELECT 1 FROM cards WHERE cards.merchant = given.merchant \
+             WHERE EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = given.sealed_in) \
+             AND (given.card_id IS NULL OR EXISTS (SELECT 1 FROM cards WHERE cards.merchant = given.merchant \
                  AND cards.card_id = given.card_id AND cards.erased_at IS NULL LIMIT 1 OFFSET 0)) \
              AND (given.uses_agreement = 0 OR EXISTS (SELECT 1 FROM agreements AS used \
                  WHERE used.merchant = given.merchant AND used.agreement_id = given.agreement_id \
@@ -295,7 +300,7 @@ macro_rules! insert_text {
 pub static INSERT: Alone = alone!(NEW, insert_text);
 
 /// The values of [`INSERT`].
-pub fn insert_values<'a>(payment: &NewPayment<'a>) -> [Arg<'a>; 23] {
+pub fn insert_values<'a>(payment: &NewPayment<'a>) -> [Arg<'a>; 24] {
     [
         Arg::Text(payment.account.as_str()),
         Arg::Text(payment.payment_request_id.as_str()),
@@ -320,6 +325,7 @@ pub fn insert_values<'a>(payment: &NewPayment<'a>) -> [Arg<'a>; 23] {
         Arg::IntOrNull(payment.expires_at.map(|at| at.0)),
         Arg::Int(payment.next_look.0),
         Arg::TextOrNull(payment.buyer),
+        Arg::Int(payment.epoch),
     ]
 }
 
@@ -395,8 +401,8 @@ pub struct Change<'a> {
     pub result_status: Option<&'a str>,
     /// What settled it, where `to` is another and final status.
     pub settled_by: Option<&'a str>,
-    /// The answer, scrubbed and sealed.
-    pub answer: Option<&'a Sealed>,
+    /// The answer, scrubbed and sealed, and the epoch of the keys in which it was.
+    pub answer: Option<(&'a Sealed, i64)>,
     /// How the issuer declined, where it did.
     pub decline: Option<Decline>,
     /// The card that the gateway holds for it, where that is news.
@@ -448,10 +454,11 @@ const CHANGED: Columns = &[
     ("by_attempt", Kind::Text),
     ("of_version", Kind::Int),
     ("unless_due", Kind::Int),
+    ("sealed_in", Kind::Int),
 ];
 
 /// Applies changes to payments that still have the status they were decided upon; nothing is returned where one has
-/// another by now. What a change does not know stays: so does the look that a cancel has asked for which was
+/// another by now, and where the keys have changed since the answer was sealed. What a change does not know stays: so does the look that a cancel has asked for which was
 /// opened since the payment was read. The sealed request goes at a final status.
 macro_rules! change_text {
     () => {
@@ -473,7 +480,9 @@ macro_rules! change_text {
                  WHEN to_status = 'FAILED' THEN NULL ELSE cancel_state END, \
              version = version + 1, updated_at = at FROM given \
              WHERE account = of_account AND payment_request_id = of_id AND status = from_status \
-             AND (by_attempt IS NULL OR attempt = by_attempt) AND (of_version IS NULL OR version = of_version)",
+             AND (by_attempt IS NULL OR attempt = by_attempt) AND (of_version IS NULL OR version = of_version) \
+             AND (sealed_in IS NULL \
+                 OR EXISTS (SELECT 1 FROM key_epoch WHERE one = 1 AND key_epoch.epoch = sealed_in))",
             " RETURNING ",
             columns!()
         )
@@ -488,7 +497,7 @@ pub fn change_values<'a>(
     account: &'a GatewayAccount,
     id: &'a PaymentRequestId,
     change: &Change<'a>,
-) -> [Arg<'a>; 20] {
+) -> [Arg<'a>; 21] {
     let (moves, look, keeps_due) = match change.next_look {
         NextLook::Keep => (0, None, false),
         NextLook::At(at) => (1, at.map(|at| at.0), false),
@@ -503,7 +512,7 @@ pub fn change_values<'a>(
         Arg::TextOrNull(change.result_code),
         Arg::TextOrNull(change.result_status),
         Arg::TextOrNull(change.settled_by),
-        Arg::BytesOrNull(change.answer.map(Sealed::as_bytes)),
+        Arg::BytesOrNull(change.answer.map(|(answer, _)| answer.as_bytes())),
         Arg::Int(i64::from(change.to.is_final())),
         Arg::Int(change.now.0),
         Arg::TextOrNull(change.decline.map(Decline::name)),
@@ -515,6 +524,7 @@ pub fn change_values<'a>(
         Arg::TextOrNull(change.attempt),
         Arg::IntOrNull(change.version),
         Arg::Int(i64::from(keeps_due)),
+        Arg::IntOrNull(change.answer.map(|(_, epoch)| epoch)),
     ]
 }
 

@@ -31,6 +31,7 @@ use crate::slots::{self, Taken};
 use crate::store::agreements::{AgreementRow, CardPast, card_past, find_agreement, insert_agreement};
 use crate::store::cards as card_rows;
 use crate::store::cards::{CardRow, CardToPay, Held};
+use crate::store::keys::epoch;
 use crate::store::payments as rows;
 use crate::store::payments::{NewPayment, PaymentRow};
 
@@ -70,6 +71,9 @@ impl Attempt {
     }
 }
 
+/// How often what was sealed under keys that have changed is sealed again.
+const TURNS: usize = 8;
+
 /// An attempt that is decided but not recorded.
 pub(super) struct Prepared {
     attempt: Attempt,
@@ -85,6 +89,8 @@ pub(super) struct Prepared {
     retyped: bool,
     deal: Deal,
     outgoing: Sealed,
+    /// The epoch of the keys in which that was sealed.
+    epoch: i64,
     slot: Option<HeldCvv>,
     is_old: bool,
 }
@@ -429,14 +435,13 @@ impl Vault {
             }
             None => (None, false, None, false, None),
         };
-        let sealed = match built {
-            Ok((attempt, body)) => self
-                .seal_attempt(Attempt { card_row, ..attempt }, canonical, card.as_ref())
-                .map(|sealed| (sealed, body)),
-            Err(error) => Err(error),
-        };
+        let sealed = built.and_then(|(attempt, body)| {
+            let meaning = self.meaning_of(canonical, card.as_ref())?;
+            let sealed = self.seal_outgoing(&attempt)?;
+            Ok((Attempt { card_row, ..attempt }, body, meaning, sealed))
+        });
         match sealed {
-            Ok(((attempt, meaning, meaning_key, outgoing), body)) => Ok(Prepared {
+            Ok((attempt, body, (meaning, meaning_key), (outgoing, epoch))) => Ok(Prepared {
                 attempt,
                 body,
                 manual_capture,
@@ -449,6 +454,7 @@ impl Vault {
                 retyped,
                 deal,
                 outgoing,
+                epoch,
                 slot,
                 is_old,
             }),
@@ -507,19 +513,24 @@ impl Vault {
         Ok((attempt, body))
     }
 
-    fn seal_attempt(
+    /// The digest of what a request means, and the key that made it.
+    fn meaning_of(
         &self,
-        attempt: Attempt,
         canonical: &SecretText,
         card: Option<&CardId>,
-    ) -> Result<(Attempt, [u8; 32], String, Sealed), OpError> {
-        let mac_key = self.keys.active(Purpose::RequestMac)?;
-        let meaning = request_mac::request_mac(&mac_key, &meaning_input(canonical, card))?;
+    ) -> Result<([u8; 32], String), OpError> {
+        let key = self.keys.active(Purpose::RequestMac)?;
+        let meaning = request_mac::request_mac(&key, &meaning_input(canonical, card))?;
+        Ok((meaning, key.id().to_string()))
+    }
+
+    /// The request as it is kept, and the epoch of the keys in which it was sealed.
+    fn seal_outgoing(&self, attempt: &Attempt) -> Result<(Sealed, i64), OpError> {
+        let epoch = self.keys.epoch();
         let dek = self.keys.active(Purpose::Card)?;
         let record = record_name(&attempt.account, &attempt.id);
         let place = Place { merchant: &attempt.merchant, record: &record, field: Field::Outgoing };
-        let outgoing = envelope::seal(&dek, &place, &attempt.template.to_bytes())?;
-        Ok((attempt, meaning, mac_key.id().to_string(), outgoing))
+        Ok((envelope::seal(&dek, &place, &attempt.template.to_bytes())?, epoch))
     }
 
     /// Makes the intent durable, and takes the CVV's slot in the same transaction.
@@ -535,7 +546,13 @@ impl Vault {
             tokio::task::yield_now().await;
             gateway.sign(Call::Pay, body)
         };
-        let (recorded, signed) = tokio::join!(biased; self.insert_intent(allowed, &prepared), sign);
+        let (mut recorded, signed) = tokio::join!(biased; self.insert_intent(allowed, &prepared), sign);
+        for _ in 0..TURNS {
+            match recorded {
+                Ok(Inserted::KeysMoved) => recorded = self.insert_anew(allowed, &mut prepared).await,
+                _ => break,
+            }
+        }
         // A payment that was not made leaves the CVV waiting; one whose card was erased ends it.
         let goes_on = !matches!(recorded, Ok(Inserted::Yes(_) | Inserted::CardGone | Inserted::SlotGone));
         if let (true, Some(held)) = (goes_on, prepared.slot) {
@@ -551,7 +568,24 @@ impl Vault {
             Inserted::CardGone => Err(unknown_card()),
             Inserted::AgreementGone => Err(Refusal::StoredCredential(Reason::AgreementEnded).into()),
             Inserted::SlotGone => Err(OpError::CvvNotAvailable),
+            Inserted::KeysMoved => Err(OpError::keys_are_changing()),
         }
+    }
+
+    /// As [`Self::insert_intent`], with what is kept of the request sealed under the keys as they are by now.
+    async fn insert_anew(
+        &self,
+        allowed: &Allowed<Pay>,
+        prepared: &mut Prepared,
+    ) -> Result<Inserted, OpError> {
+        self.keys.follow().await?;
+        // The digest of its meaning stays; its key does, as long as a payment can have one.
+        let known = self.keys.of_purpose(Purpose::RequestMac);
+        if !known.iter().any(|key| key.id().as_str() == prepared.meaning_key) {
+            return Err(OpError::Unavailable(anyhow::anyhow!("the key of a request's digest is gone")));
+        }
+        (prepared.outgoing, prepared.epoch) = self.seal_outgoing(&prepared.attempt)?;
+        self.insert_intent(allowed, prepared).await
     }
 
     async fn insert_intent(&self, allowed: &Allowed<Pay>, prepared: &Prepared) -> Result<Inserted, OpError> {
@@ -572,6 +606,7 @@ impl Vault {
             uses_agreement: matches!(prepared.deal, Deal::Uses(..)),
             retyped: prepared.retyped,
             outgoing: &prepared.outgoing,
+            epoch: prepared.epoch,
             attempt: &attempt.name,
             manual_capture: prepared.manual_capture,
             buyer: prepared.buyer.as_ref().map(BuyerId::as_str),
@@ -623,12 +658,15 @@ impl Vault {
         }
     }
 
-    /// Why a payment was not inserted: somebody else has used its id since it was looked up, its card was
-    /// erased, or its agreement ended.
+    /// Why a payment was not inserted: somebody else has used its id since it was looked up, the keys have changed
+    /// since it was sealed, its card was erased, or its agreement ended.
     async fn why_not(&self, merchant: &Merchant, prepared: &Prepared) -> Result<Inserted, OpError> {
         let (account, id) = (&prepared.attempt.account, &prepared.attempt.id);
         if rows::find_payment(&self.db, account, id).await?.is_some() {
             return Ok(Inserted::InUse);
+        }
+        if epoch(&self.db).await? != prepared.epoch {
+            return Ok(Inserted::KeysMoved);
         }
         if let Deal::Uses(_, row) = &prepared.deal {
             let now = find_agreement(&self.db, merchant, &row.agreement_id).await?;
@@ -659,6 +697,7 @@ enum Inserted {
     CardGone,
     AgreementGone,
     SlotGone,
+    KeysMoved,
 }
 
 /// What the rules want to know of a card; what is new here has no past.

@@ -70,11 +70,14 @@ impl Vault {
         let (scrubbed, token_card) = self.keep_token(&row, scrubbed, verdict, token).await?;
         let facts = Facts::read(&scrubbed);
         let answer = KeptAnswer::json(source, &scrubbed);
-        let mut sealed = None;
+        let mut sealed: Option<(Sealed, i64)> = None;
         let mut now = row;
         for turn in 0..TURNS {
             if turn > 0 {
                 now = self.find_again(&now).await?;
+                // What was sealed under keys that have changed since is not stored.
+                self.keys.follow().await?;
+                sealed = sealed.filter(|(_, epoch)| *epoch == self.keys.epoch());
             }
             let to = match next(now.status, verdict, source) {
                 Some(to) => to,
@@ -93,7 +96,7 @@ impl Vault {
                     };
                 }
             };
-            let sealed = match &mut sealed {
+            let (kept, epoch) = match &mut sealed {
                 Some(sealed) => &*sealed,
                 none => none.insert(self.seal_answer(&now, &answer)?),
             };
@@ -111,7 +114,7 @@ impl Vault {
                 result_code: facts.result_code.as_deref(),
                 result_status: facts.result_status.as_deref(),
                 settled_by: (to != now.status && to.is_final()).then(|| source.name()),
-                answer: Some(sealed),
+                answer: Some((kept, *epoch)),
                 decline: if to == Status::Failed { Decline::of_answer(&scrubbed) } else { None },
                 token_card_id: token_card.as_ref(),
                 auth_expires_at: facts.auth_expires_at,
@@ -134,18 +137,17 @@ impl Vault {
                 after_change(&now, to, source);
                 return Ok(after);
             }
-            if typed.is_some() {
-                self.keys.follow().await?;
-            }
         }
         Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
     }
 
-    fn seal_answer(&self, row: &PaymentRow, answer: &str) -> Result<Sealed, OpError> {
+    /// An answer as it is kept, and the epoch of the keys in which it was sealed.
+    fn seal_answer(&self, row: &PaymentRow, answer: &str) -> Result<(Sealed, i64), OpError> {
+        let epoch = self.keys.epoch();
         let dek = self.keys.active(Purpose::Card)?;
         let record = record_name(&row.account, &row.payment_request_id);
         let place = Place { merchant: &row.merchant, record: &record, field: Field::GatewayAnswer };
-        Ok(envelope::seal(&dek, &place, &SecretBuf::from_vec(answer.as_bytes().to_vec()))?)
+        Ok((envelope::seal(&dek, &place, &SecretBuf::from_vec(answer.as_bytes().to_vec()))?, epoch))
     }
 
     /// Keeps the card that a paid payment's answer tells under Antom's token, where the request asked for

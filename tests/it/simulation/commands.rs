@@ -14,32 +14,26 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use cardvault::base::clock::SharedClock;
 use cardvault::base::ids::{DekId, InstanceId, KekId};
 use cardvault::base::secret::SecretText;
-use cardvault::crypto::aad::{Field, Place};
-use cardvault::crypto::envelope;
-use cardvault::crypto::kek::Keks;
 use cardvault::crypto::kek::shares::Share;
 use cardvault::crypto::keyring::{KeyState, Purpose};
-use cardvault::model::audit::Actor;
 use cardvault::ops::audit::acting;
 use cardvault::ops::audit::verify::verify;
 use cardvault::ops::custody::Who;
-use cardvault::ops::keys::{DataKeys, KeyPolicy};
 use cardvault::ops::rotation::kek::Target;
 use cardvault::ops::rotation::reencrypt::Pace;
 use cardvault::ops::rotation::{Admin, RotationError};
-use cardvault::store::backend::{Arg, Db, Options, Passage, StoreError, Turn, Turnstile, Work};
+use cardvault::store::backend::{Arg, Db, Passage, StoreError, Turn, Turnstile, Work};
 use cardvault::store::keys::list_keys;
-use cardvault::store::reseal::{self, SOURCES};
 use tokio::sync::Notify;
 
 use super::THREADS;
 use super::ground::Ground;
+use super::operator::{self, records_wrong};
 use super::points::{Words, listed, shown};
 use super::schedule::{Ask, Simulation, text_at};
-use super::world::{ManualClock, What};
+use super::world::What;
 use crate::support::leak::unheard;
 use crate::support::{left_out, postgres, say};
 
@@ -292,7 +286,7 @@ impl<'g> Stand<'g> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let came_to = runtime.block_on(async {
             tokio::select! {
-                done = acting(console(), self.process(act, &points)) => Some(done.map_err(|error| error.to_string())),
+                done = acting(operator::console(), self.process(act, &points)) => Some(done.map_err(|error| error.to_string())),
                 () = points.dead.notified() => None,
             }
         });
@@ -311,15 +305,8 @@ impl<'g> Stand<'g> {
 
     /// Opens the keys as a command does; custodians bring what they have.
     async fn admin(&self, points: Option<&Arc<Points>>) -> anyhow::Result<Admin> {
-        let options = Options { url: self.simulation.ground.url().to_owned(), password_file: None };
-        let mut db = Db::open(&options).await?;
-        if let Some(points) = points {
-            db = db.through(Arc::new(Gate(points.clone())));
-        }
-        let keks = Arc::new(Keks::open(self.simulation.ground.keyring(), None)?);
-        let clock: SharedClock =
-            Arc::new(ManualClock { world: self.simulation.world.clone(), process: usize::MAX });
-        let admin = Admin::new(db, keks, &clock, KeyPolicy::default(), Duration::from_secs(5))?;
+        let gate = points.map(|points| Arc::new(Gate(points.clone())) as Arc<dyn Turnstile>);
+        let admin = operator::admin(&self.simulation, gate).await?;
         let shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner).split_off(0);
         for share in &shares {
             // Those of an earlier split are refused.
@@ -339,7 +326,7 @@ impl<'g> Stand<'g> {
                 Err(error) => return vec![format!("the keys do not open: {error:#}")],
             };
             let mut wrong = keys_wrong(&admin).await;
-            wrong.extend(records_wrong(&admin.db, &admin.keys).await);
+            wrong.extend(records_wrong(&admin.db, &admin.keys, |_| true).await);
             let report = verify(&admin.db, &admin.keys, std::iter::empty()).await.expect("a trail");
             wrong.extend(report.findings);
             admin.db.close().await;
@@ -367,10 +354,6 @@ impl<'g> Stand<'g> {
         }
         wrong
     }
-}
-
-fn console() -> Actor {
-    Actor::at_console("simulation", "here".to_owned())
 }
 
 /// One key of each purpose is in use, and each key's coming and going has its row.
@@ -414,27 +397,6 @@ async fn told_of(db: &Db, action: &'static str, id: &DekId) -> i64 {
         "SELECT count(*) AS many FROM audit WHERE action = $1 AND object = $2 AND outcome = 'done'";
     let row = db.find(SQL, &[Arg::Text(action), Arg::Text(id.as_str())]).await.expect("a query");
     row.expect("a row").int("many").expect("a number")
-}
-
-/// Every record opens.
-async fn records_wrong(db: &Db, keys: &DataKeys) -> Vec<String> {
-    let mut wrong = Vec::new();
-    for source in SOURCES {
-        for row in reseal::sample(db, source, 10_000).await.expect("records") {
-            for (sealed, field) in row.sealed.iter().zip(source.fields) {
-                let (Some(sealed), Some(field)) = (sealed, Field::parse(field)) else { continue };
-                let place = Place { merchant: &row.merchant, record: &row.record, field };
-                let opens = match keys.of(sealed).await {
-                    Ok(key) => envelope::opens(&key, &place, sealed).is_ok(),
-                    Err(_) => false,
-                };
-                if !opens {
-                    wrong.push(format!("{} of {} does not open", field.as_str(), row.record));
-                }
-            }
-        }
-    }
-    wrong
 }
 
 /// What came of the commands.

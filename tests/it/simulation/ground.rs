@@ -29,7 +29,7 @@ use tokio::task::AbortHandle;
 use tower::ServiceExt;
 
 use super::gateway::{Model, NOTIFY_PATH, Wire};
-use super::world::{BEGIN, Gate, ManualClock, ProcessId, World};
+use super::world::{BEGIN, CountedKek, Gate, ManualClock, ProcessId, Watched, World};
 use crate::support::vault::SAMPLE_PAN;
 use crate::support::{leak, postgres};
 
@@ -66,7 +66,9 @@ impl Drop for Ground {
 }
 
 fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    // One thread for what blocks, so that it is done in its order.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.max_blocking_threads(1).enable_all().build().expect("a runtime")
 }
 
 impl Ground {
@@ -131,16 +133,16 @@ impl Ground {
     ) -> Process {
         let warm = self.warm.pop().unwrap_or_else(|| Self::open(&self.url));
         let clock: SharedClock = Arc::new(ManualClock { world: world.clone(), process: id });
-        let kek: Arc<dyn KekProvider> = Arc::new(file::load(&self.kek).expect("a keyring"));
+        let kek = file::load(&self.kek).expect("a keyring");
+        let kek: Arc<dyn KekProvider> = Arc::new(CountedKek { kek, world: world.clone() });
         let account = GatewayAccount::parse(&model.account).expect("an account");
         let wire: Arc<dyn Gateway> = Arc::new(Wire::new(model.clone(), id));
         let policy =
             Policy { notify_url: Some(format!("https://vault.example{NOTIFY_PATH}")), ..Policy::default() };
         let vault = warm.runtime.block_on(async {
-            let keys =
-                DataKeys::start(warm.db.clone(), kek, &clock, cardvault::ops::keys::KeyPolicy::default())
-                    .await
-                    .expect("data keys");
+            let db = warm.db.clone().through(Arc::new(Watched { world: world.clone(), process: id }));
+            let life = cardvault::ops::keys::KeyPolicy::default();
+            let keys = DataKeys::start(db, kek, &clock, life).await.expect("data keys");
             let db = warm.db.clone().through(Arc::new(Gate { world: world.clone(), process: id }));
             let accounts = HashMap::from([(account.clone(), wire)]);
             Arc::new(Vault::new(db, keys, accounts, clock, policy).expect("a vault"))

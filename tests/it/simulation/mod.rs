@@ -11,6 +11,7 @@ mod flows;
 mod gateway;
 mod ground;
 mod named;
+mod operator;
 mod points;
 mod random;
 mod schedule;

@@ -1,7 +1,8 @@
 //! Every point at which state changes, of every flow: before a statement or transaction that writes, after it
 //! and before its doer knows, before a call to the gateway arrives, and before its answer does. At each of them
-//! the process dies, or what was to happen fails, or the task that does it is dropped; afterwards everything is
-//! asked for again, time passes, and all must be as the model has it.
+//! the process dies, or what was to happen fails, or the task that does it is dropped, or it sleeps for so long that
+//! the keys which it has sealed under are destroyed meanwhile; afterwards everything is asked for again, time passes,
+//! all must be as the model has it, and every record opens.
 //!
 //! The list stands in docs/durability.md. A flow that passes other points than the list says fails here, so
 //! that no point is left out.
@@ -13,11 +14,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use cardvault::store::backend::{Arg, Work};
+use cardvault::store::reseal::SealedRow;
 
 use super::THREADS;
 use super::check::check;
 use super::flows::{FLOWS, Flow};
 use super::ground::Ground;
+use super::operator::{records_wrong, renew_keys};
 use super::schedule::Simulation;
 use super::world::{Go, What};
 use crate::support::leak::unheard;
@@ -31,6 +34,8 @@ enum Fate {
     Dies,
     Fails(Go),
     Dropped,
+    /// It waits while the keys that records are sealed under are rotated and, once all are moved, destroyed.
+    Outlasts,
 }
 
 /// What can happen where this waits; a call may not leave, or be lost on its way.
@@ -41,7 +46,8 @@ fn fates(what: &What) -> Vec<Fate> {
         What::Answer(_) => &[Go::Lost],
     };
     let failures = failures.iter().map(|go| Fate::Fails(*go));
-    [Fate::Dies, Fate::Dropped].into_iter().chain(failures).collect()
+    let waits = matches!(what, What::Before(_)).then_some(Fate::Outlasts);
+    [Fate::Dies, Fate::Dropped].into_iter().chain(failures).chain(waits).collect()
 }
 
 /// Lets a simulation go on to a point; what it passed. It waits there, or nothing waits any more.
@@ -140,11 +146,27 @@ fn run(ground: &mut Ground, flow: &Flow, point: usize, fate: Fate) -> (Vec<Strin
             simulation.hang_up_all();
             simulation.release(*seq, Go::Dropped);
         }
+        Fate::Outlasts => {
+            if let Err(error) = renew_keys(&simulation) {
+                return (vec![format!("the keys cannot be renewed: {error}")], simulation.log());
+            }
+            simulation.release(*seq, Go::On);
+        }
     }
     simulation.calm_down();
     let mut wrong = (flow.again)(&mut simulation, &about);
     simulation.calm_down();
     wrong.extend(check(&mut simulation));
+    if fate == Fate::Outlasts {
+        let (process, merchant) = (simulation.process(0), &simulation.merchant);
+        let vault = process.vault.clone();
+        let mine = |row: &SealedRow| row.merchant == *merchant || row.merchant.as_str() == "nobody";
+        wrong.extend(process.now(async move {
+            // Nobody has used a key since, perhaps.
+            vault.keys.follow().await.expect("keys");
+            records_wrong(&vault.db, &vault.keys, mine).await
+        }));
+    }
     let log = simulation.log();
     if wrong.is_empty() {
         simulation.end();

@@ -8,10 +8,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cardvault::base::clock::{Clock, Millis};
+use cardvault::base::ids::{DekId, KekId};
+use cardvault::crypto::kek::file::FileKek;
+use cardvault::crypto::kek::{KekProvider, WrapError, WrapsKeys};
+use cardvault::crypto::keyring::{DataKey, Purpose};
 use cardvault::store::backend::{Passage, StoreError, Turn, Turnstile, Work};
 use tokio::sync::{Notify, oneshot};
 
@@ -99,6 +105,8 @@ pub struct Inner {
     pub failing: u64,
     /// Nothing stops at a gate, and nothing fails.
     pub calm: bool,
+    /// Whether keys have changed while processes ran, which then unwrap them.
+    pub new_keys: bool,
     /// How far each process's wall clock is off.
     pub skew: BTreeMap<ProcessId, i64>,
     /// Processes that cannot reach the database.
@@ -117,6 +125,8 @@ pub struct World {
     inner: Mutex<Inner>,
     idle: Notify,
     origin: Instant,
+    /// How often a KEK was used.
+    unwrapped: AtomicU64,
 }
 
 impl World {
@@ -127,6 +137,7 @@ impl World {
             grain: 0,
             failing: 0,
             calm: true,
+            new_keys: false,
             skew: BTreeMap::new(),
             away: HashSet::new(),
             parked: Vec::new(),
@@ -137,7 +148,12 @@ impl World {
             entered: BTreeMap::new(),
             log: Vec::new(),
         };
-        Arc::new(Self { inner: Mutex::new(inner), idle: Notify::new(), origin: Instant::now() })
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            idle: Notify::new(),
+            origin: Instant::now(),
+            unwrapped: AtomicU64::new(0),
+        })
     }
 
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -227,16 +243,31 @@ impl World {
 
     /// Returns when everything in a process waits at a gate or for another that does.
     pub async fn settled(&self, process: ProcessId) {
+        let mut seen = None;
         loop {
             // Each turn lets every task that can run do so; a lock may be handed on in between.
             for _ in 0..3 {
                 tokio::task::yield_now().await;
             }
-            let busy = self.lock().busy.get(&process).copied().unwrap_or(0);
-            if busy == 0 {
+            let (busy, new_keys) = {
+                let inner = self.lock();
+                (inner.busy.get(&process).copied().unwrap_or(0), inner.new_keys)
+            };
+            if busy > 0 {
+                self.idle.notified().await;
+                continue;
+            }
+            if !new_keys {
                 return;
             }
-            self.idle.notified().await;
+            // Keys are unwrapped on the one thread that may block: whoever comes after them finds them done. Where
+            // nobody has unwrapped one since the last time, nobody waits for one.
+            tokio::task::spawn_blocking(|| ()).await.expect("no panic");
+            let unwrapped = Some(self.unwrapped.load(SeqCst));
+            if seen == unwrapped {
+                return;
+            }
+            seen = unwrapped;
         }
     }
 
@@ -260,6 +291,65 @@ impl World {
         let mut inner = self.lock();
         inner.seq += 1;
         inner.seq
+    }
+}
+
+/// A process's KEK, whose uses are counted.
+pub struct CountedKek {
+    pub kek: FileKek,
+    pub world: Arc<World>,
+}
+
+impl WrapsKeys for CountedKek {
+    fn wrap_under(&self, kek: &KekId, key: &DataKey) -> Result<Vec<u8>, WrapError> {
+        self.world.unwrapped.fetch_add(1, SeqCst);
+        self.kek.wrap_under(kek, key)
+    }
+
+    fn unwrap(
+        &self,
+        id: &DekId,
+        purpose: Purpose,
+        kek: &KekId,
+        wrapped: &[u8],
+    ) -> Result<DataKey, WrapError> {
+        self.world.unwrapped.fetch_add(1, SeqCst);
+        self.kek.unwrap(id, purpose, kek, wrapped)
+    }
+}
+
+impl KekProvider for CountedKek {
+    fn kek_id(&self) -> KekId {
+        self.kek.kek_id()
+    }
+
+    fn reload(&self) {
+        self.world.unwrapped.fetch_add(1, SeqCst);
+    }
+}
+
+/// The way of a process's keys to the database: nothing is stopped there, but it is known that they are there.
+pub struct Watched {
+    pub world: Arc<World>,
+    pub process: ProcessId,
+}
+
+impl Turnstile for Watched {
+    fn enter(&self, work: Work) -> Turn<'_, Box<dyn Passage>> {
+        Box::pin(async move {
+            *self.world.lock().busy.entry(self.process).or_default() += 1;
+            let (world, process, task) = (self.world.clone(), self.process, tokio::task::try_id());
+            Ok(Box::new(Looking(Entered { world, process, task, work, over: false })) as Box<dyn Passage>)
+        })
+    }
+}
+
+struct Looking(Entered);
+
+impl Passage for Looking {
+    fn leave(mut self: Box<Self>) -> Turn<'static, ()> {
+        self.0.end();
+        Box::pin(async { Ok(()) })
     }
 }
 
