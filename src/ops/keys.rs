@@ -497,6 +497,9 @@ impl DataKeys {
 
     /// The key of a row; none where it is destroyed, or for a purpose that this version does not have.
     async fn unwrap(&self, row: KeyRow) -> Result<Option<(DataKey, KeyState)>, DataKeysError> {
+        if row.wrapped.is_none() {
+            return Ok(None);
+        }
         let kek = Arc::clone(&self.kek);
         apart(move || unwrap_row(kek.as_ref(), &row)).await
     }

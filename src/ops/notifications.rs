@@ -15,7 +15,7 @@ use crate::base::json::{self, Object, ObjectWriter};
 use crate::base::money::Amount;
 use crate::base::secret::SecretBuf;
 use crate::crypto::aad::{Field, Place};
-use crate::crypto::keyring::Purpose;
+use crate::crypto::keyring::{DataKey, Purpose, WrongPurpose};
 use crate::crypto::{envelope, request_mac};
 use crate::gateway::antom::answer::{
     Expected, ExpectedOperation, OperationReading, Reading, Transaction, read_notice, read_operation_notice,
@@ -27,7 +27,8 @@ use crate::model::audit::{Actor, Entry};
 use crate::model::event::EventKind;
 use crate::model::operation::{self, OperationKind, OperationSource, OperationVerdict};
 use crate::model::payment::{Source, Status, Verdict, contradicts};
-use crate::store::notices::{NewNotice, insert_notice};
+use crate::store::backend::Tx;
+use crate::store::notices::{NewNotice, has_notice, insert_notice};
 use crate::store::operations as operation_rows;
 use crate::store::operations::OperationRow;
 use crate::store::payments as rows;
@@ -334,7 +335,7 @@ impl Vault {
                 now: self.now(),
             };
             let mut tx = self.begin().await?;
-            if !insert_notice(&mut tx, &notice).await? {
+            if self.was_kept(&mut tx, keep).await? || !insert_notice(&mut tx, &notice).await? {
                 tx.rollback().await?;
                 return Ok(false);
             }
@@ -350,14 +351,26 @@ impl Vault {
         Err(OpError::keys_are_changing())
     }
 
+    /// Whether a notification was kept while another key made its digest.
+    async fn was_kept(&self, tx: &mut Tx, keep: &Keep<'_>) -> Result<bool, OpError> {
+        let active = self.keys.active(Purpose::RequestMac)?;
+        for key in self.keys.of_purpose(Purpose::RequestMac) {
+            if key.id() != active.id()
+                && has_notice(tx, keep.account, &notice_digest(&key, keep.what)?).await?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn sealed_notice(
         &self,
         merchant: &Merchant,
         what: &[u8],
         scrubbed: &str,
     ) -> Result<(String, crate::base::sealed::Sealed), OpError> {
-        let mac = request_mac::notice_digest(&*self.keys.active(Purpose::RequestMac)?, what)?;
-        let digest = data_encoding::HEXLOWER.encode(&mac);
+        let digest = notice_digest(&*self.keys.active(Purpose::RequestMac)?, what)?;
         let record = format!("notice/{digest}");
         let place = Place { merchant, record: &record, field: Field::GatewayAnswer };
         let dek = self.keys.active(Purpose::Card)?;
@@ -365,6 +378,11 @@ impl Vault {
         let sealed = envelope::seal(&dek, &place, &text)?;
         Ok((digest, sealed))
     }
+}
+
+/// The digest by which a notification is known again.
+fn notice_digest(key: &DataKey, what: &[u8]) -> Result<String, WrongPurpose> {
+    Ok(data_encoding::HEXLOWER.encode(&request_mac::notice_digest(key, what)?))
 }
 
 /// A notification to keep.

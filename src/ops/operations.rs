@@ -332,7 +332,9 @@ impl Vault {
                 let detail = format!("{} {} by {}", row.kind.name(), to.name(), source.name());
                 tx.note(&Entry::done("operation.change", row.request_id.as_str()).with(detail)).await?;
             }
-            if !tx.commit_sealed(epoch).await? {
+            if sealed.is_none() {
+                tx.commit().await?;
+            } else if !tx.commit_sealed(epoch).await? {
                 self.keys.follow().await?;
                 continue;
             }
@@ -588,18 +590,32 @@ impl Vault {
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("an operation's row is gone")))
     }
 
-    /// An operation as callers see it; its answer is opened only where the whole is shown.
+    /// An operation as callers see it; its answer is opened only where the whole is shown. As the row was read, it may
+    /// be under a key that has been destroyed since: then it is read again.
     pub(super) async fn operation_view(
         &self,
         row: &OperationRow,
         payment_id: Option<String>,
         whole: bool,
     ) -> Result<OperationView, OpError> {
-        let answer = match &row.answer {
-            Some(sealed) if whole => Some(self.open_row(row, Field::GatewayAnswer, sealed).await?),
-            _ => None,
+        if !whole {
+            return Ok(OperationView { payment_id, ..bare_view(row) });
+        }
+        let (answer, again) = match self.open_answer_of(row).await {
+            Err(OpError::Internal(_)) => {
+                let again = self.operation_again(&row.account, row.kind, &row.request_id).await?;
+                (self.open_answer_of(&again).await?, Some(again))
+            }
+            answer => (answer?, None),
         };
-        Ok(OperationView { payment_id, answer, ..bare_view(row) })
+        Ok(OperationView { payment_id, answer, ..bare_view(again.as_ref().unwrap_or(row)) })
+    }
+
+    async fn open_answer_of(&self, row: &OperationRow) -> Result<Option<String>, OpError> {
+        match &row.answer {
+            Some(sealed) => self.open_row(row, Field::GatewayAnswer, sealed).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     fn seal_operation(

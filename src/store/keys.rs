@@ -1,7 +1,7 @@
 //! Wrapped data keys. At most one of each purpose is active; the unique index decides who makes it.
 //!
-//! Every change of the keys raises the epoch in the same transaction. A statement that stores a card names
-//! the epoch whose keys it used, and stores nothing where that epoch is over.
+//! Every change of the keys raises the epoch in the same transaction. What stores a sealed record names the
+//! epoch whose keys it used, and stores nothing where that epoch is over.
 
 use std::time::Duration;
 
@@ -238,6 +238,9 @@ pub async fn is_epoch(tx: &mut Tx, epoch: i64) -> Result<bool, StoreError> {
 /// How often the wait for other writers is begun anew, and how long one wait may hold up those who come
 /// after it.
 const WAITS: usize = 300;
+const LONG_WAIT: usize = 10;
+/// Every table that has sealed records ([`super::reseal::SOURCES`]).
+const LOCK: &str = "LOCK TABLE cards, payments, operations, notices IN SHARE MODE";
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Returns when every transaction that was writing records as this was called has ended. Those
@@ -248,11 +251,16 @@ pub async fn wait_for_writers(db: &Db) -> Result<(), StoreError> {
         return db.begin_write().await?.commit().await;
     }
     let mut last = StoreError::Damaged;
-    for _ in 0..WAITS {
+    for turn in 1..=WAITS {
         let mut tx = db.begin_write().await?;
-        tx.execute("SET LOCAL lock_timeout = '250ms'", &[]).await?;
+        // PostgreSQL asks its own cleaning of a table to go after `deadlock_timeout`, a second.
+        let wait = match turn % LONG_WAIT {
+            0 => "SET LOCAL lock_timeout = '1500ms'",
+            _ => "SET LOCAL lock_timeout = '250ms'",
+        };
+        tx.execute(wait, &[]).await?;
         // SHARE waits for everybody who has written and not committed, and lets readers through.
-        match tx.execute("LOCK TABLE cards, payments, operations, notices IN SHARE MODE", &[]).await {
+        match tx.execute(LOCK, &[]).await {
             Ok(_) => return tx.commit().await,
             Err(error) => last = error,
         }
@@ -261,4 +269,17 @@ pub async fn wait_for_writers(db: &Db) -> Result<(), StoreError> {
         tokio::time::sleep(PAUSE).await;
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::reseal::SOURCES;
+
+    #[test]
+    fn writers_of_every_sealed_record_are_waited_for() {
+        for source in SOURCES {
+            assert!(LOCK.contains(&format!(" {}", source.table)), "{} is not locked", source.table);
+        }
+    }
 }

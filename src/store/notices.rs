@@ -41,6 +41,12 @@ pub async fn insert_notice(tx: &mut Tx, notice: &NewNotice<'_>) -> Result<bool, 
     Ok(tx.execute(SQL, &args).await? == 1)
 }
 
+/// Whether an account's notification with this digest is kept.
+pub async fn has_notice(tx: &mut Tx, account: &GatewayAccount, digest: &str) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT digest FROM notices WHERE account = $1 AND digest = $2";
+    Ok(tx.find(SQL, &[Arg::Text(account.as_str()), Arg::Text(digest)]).await?.is_some())
+}
+
 /// Removes what was received before `before`, at most a batch, and tells how many. What was told on stays: a
 /// signature does not age, and a dispute that is sent again is not to be told again.
 pub async fn delete_old(db: &Db, before: Millis) -> Result<u64, StoreError> {

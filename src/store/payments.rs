@@ -458,8 +458,9 @@ const CHANGED: Columns = &[
 ];
 
 /// Applies changes to payments that still have the status they were decided upon; nothing is returned where one has
-/// another by now, and where the keys have changed since the answer was sealed. What a change does not know stays: so does the look that a cancel has asked for which was
-/// opened since the payment was read. The sealed request goes at a final status.
+/// another by now, and where the keys have changed since the answer was sealed. What a change does not know stays: so
+/// does the look that a cancel has asked for which was opened since the payment was read. The sealed request goes at a
+/// final status.
 macro_rules! change_text {
     () => {
         concat!(

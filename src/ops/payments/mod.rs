@@ -159,7 +159,16 @@ impl Vault {
         Ok((views, more))
     }
 
+    /// A payment as callers see it. As the row was read, its answer may be under a key that has been destroyed since:
+    /// then it is read again.
     async fn view(&self, row: &PaymentRow) -> Result<PaymentView, OpError> {
+        match self.view_of(row).await {
+            Err(OpError::Internal(_)) => self.view_of(&self.find_again(row).await?).await,
+            shown => shown,
+        }
+    }
+
+    async fn view_of(&self, row: &PaymentRow) -> Result<PaymentView, OpError> {
         let answer = match &row.answer {
             Some(sealed) => Some(self.open_answer(row, sealed).await?),
             None => None,

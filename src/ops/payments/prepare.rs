@@ -89,7 +89,7 @@ pub(super) struct Prepared {
     retyped: bool,
     deal: Deal,
     outgoing: Sealed,
-    /// The epoch of the keys in which that was sealed.
+    /// The epoch of the keys of `meaning` and `outgoing`.
     epoch: i64,
     slot: Option<HeldCvv>,
     is_old: bool,
@@ -435,13 +435,14 @@ impl Vault {
             }
             None => (None, false, None, false, None),
         };
+        let epoch = self.keys.epoch();
         let sealed = built.and_then(|(attempt, body)| {
             let meaning = self.meaning_of(canonical, card.as_ref())?;
-            let sealed = self.seal_outgoing(&attempt)?;
-            Ok((Attempt { card_row, ..attempt }, body, meaning, sealed))
+            let outgoing = self.seal_outgoing(&attempt)?;
+            Ok((Attempt { card_row, ..attempt }, body, meaning, outgoing))
         });
         match sealed {
-            Ok((attempt, body, (meaning, meaning_key), (outgoing, epoch))) => Ok(Prepared {
+            Ok((attempt, body, (meaning, meaning_key), outgoing)) => Ok(Prepared {
                 attempt,
                 body,
                 manual_capture,
@@ -524,13 +525,12 @@ impl Vault {
         Ok((meaning, key.id().to_string()))
     }
 
-    /// The request as it is kept, and the epoch of the keys in which it was sealed.
-    fn seal_outgoing(&self, attempt: &Attempt) -> Result<(Sealed, i64), OpError> {
-        let epoch = self.keys.epoch();
+    /// The request as it is kept.
+    fn seal_outgoing(&self, attempt: &Attempt) -> Result<Sealed, OpError> {
         let dek = self.keys.active(Purpose::Card)?;
         let record = record_name(&attempt.account, &attempt.id);
         let place = Place { merchant: &attempt.merchant, record: &record, field: Field::Outgoing };
-        Ok((envelope::seal(&dek, &place, &attempt.template.to_bytes())?, epoch))
+        Ok(envelope::seal(&dek, &place, &attempt.template.to_bytes())?)
     }
 
     /// Makes the intent durable, and takes the CVV's slot in the same transaction.
@@ -579,12 +579,13 @@ impl Vault {
         prepared: &mut Prepared,
     ) -> Result<Inserted, OpError> {
         self.keys.follow().await?;
-        // The digest of its meaning stays; its key does, as long as a payment can have one.
+        prepared.epoch = self.keys.epoch();
+        // The digest of its meaning stays; so does its key, unless it was destroyed before any payment had one.
         let known = self.keys.of_purpose(Purpose::RequestMac);
         if !known.iter().any(|key| key.id().as_str() == prepared.meaning_key) {
             return Err(OpError::Unavailable(anyhow::anyhow!("the key of a request's digest is gone")));
         }
-        (prepared.outgoing, prepared.epoch) = self.seal_outgoing(&prepared.attempt)?;
+        prepared.outgoing = self.seal_outgoing(&prepared.attempt)?;
         self.insert_intent(allowed, prepared).await
     }
 

@@ -75,9 +75,6 @@ impl Vault {
         for turn in 0..TURNS {
             if turn > 0 {
                 now = self.find_again(&now).await?;
-                // What was sealed under keys that have changed since is not stored.
-                self.keys.follow().await?;
-                sealed = sealed.filter(|(_, epoch)| *epoch == self.keys.epoch());
             }
             let to = match next(now.status, verdict, source) {
                 Some(to) => to,
@@ -96,6 +93,11 @@ impl Vault {
                     };
                 }
             };
+            if turn > 0 {
+                // What was sealed under keys that have changed since is not stored.
+                self.keys.follow().await?;
+                sealed = sealed.filter(|(_, epoch)| *epoch == self.keys.epoch());
+            }
             let (kept, epoch) = match &mut sealed {
                 Some(sealed) => &*sealed,
                 none => none.insert(self.seal_answer(&now, &answer)?),
@@ -199,8 +201,9 @@ impl Vault {
     }
 
     /// Applies a change to a payment as it was read, with the event of a new status in the same
-    /// transaction, and gives the payment as it is then; none where it has another status by now, or the card
-    /// whose details were `typed` with it has others. `answer` is what the change seals.
+    /// transaction, and gives the payment as it is then; none where it has another status by now, the keys have
+    /// changed since its answer was sealed, or the card whose details were `typed` with it has others. `answer` is
+    /// what the change seals.
     pub(super) async fn change(
         &self,
         before: &PaymentRow,
@@ -374,8 +377,13 @@ impl Vault {
     /// succeeded, and becomes the card's in that very transaction, in which the payment's copy of it goes. None
     /// where the card is gone, or the copy cannot be read: neither may stand in the way of a settlement.
     async fn typed_with(&self, before: &PaymentRow, card: &CardId) -> Result<Option<ReadyDetails>, OpError> {
-        let Some(outgoing) = &before.outgoing else { return Ok(None) };
         let Some(row) = find_card(&self.db, &before.merchant, card).await? else { return Ok(None) };
+        // As it was read, its copy may be under a key that has been destroyed since, and by now be under another.
+        let again = match &before.outgoing {
+            Some(outgoing) if self.keys.of(outgoing).await.is_ok() => None,
+            _ => Some(self.find_again(before).await?),
+        };
+        let Some(outgoing) = &again.as_ref().unwrap_or(before).outgoing else { return Ok(None) };
         let ready = async {
             let dek = self.keys.of(outgoing).await?;
             let record = record_name(&before.account, &before.payment_request_id);

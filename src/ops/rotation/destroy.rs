@@ -1,7 +1,7 @@
 //! The end of a key. First everybody is made to leave it, then it is shown that nothing needs it, then it
 //! goes; what it sealed is noise from then on.
 //!
-//! A new epoch makes servers look at the keys before they store another card. Who was already storing is
+//! A new epoch makes servers look at the keys before they store another record. Who was already storing is
 //! waited for, and so is every live server. Only then are the records counted, so that none is missed.
 
 use std::time::Duration;
@@ -21,7 +21,8 @@ use crate::store::{audit, fingerprints, reseal};
 use super::super::patience::patiently;
 use super::{Admin, RotationError};
 
-/// How long a key must have been retired: longer than a request that had taken it takes to store its row.
+/// How long a key must have been retired: longer than most requests that had taken it take to store what they sealed,
+/// so that they need not seal it again. That nothing is stored under it later is the epoch's to see to.
 pub const REST: Duration = Duration::from_secs(5);
 /// Cards whose old fingerprint is cleared in one statement.
 const CLEARED: i64 = 500;

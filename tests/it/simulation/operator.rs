@@ -37,7 +37,20 @@ pub fn console() -> Actor {
     Actor::at_console("simulation", "here".to_owned())
 }
 
-/// Gives records new keys, moves all to them, and destroys the old ones.
+/// The records that do not open, of the rows that are meant, with the keys as a command finds them.
+pub fn look_at_records(simulation: &Simulation<'_>, is_meant: impl Fn(&SealedRow) -> bool) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let admin = admin(simulation, None).await.expect("a database");
+        admin.keys.open_only().await.expect("keys");
+        let wrong = records_wrong(&admin.db, &admin.keys, is_meant).await;
+        admin.db.close().await;
+        wrong
+    })
+}
+
+/// Gives records new keys, moves all to them, and destroys the old ones. Requests get a new key too; the old one
+/// stays as long as there are payments.
 pub fn renew_keys(simulation: &Simulation<'_>) -> anyhow::Result<()> {
     const PURPOSES: [Purpose; 2] = [Purpose::Card, Purpose::GatewayToken];
     let pace = Pace { batch: 1000, pause: Duration::ZERO };
@@ -46,6 +59,7 @@ pub fn renew_keys(simulation: &Simulation<'_>) -> anyhow::Result<()> {
         let admin = admin(simulation, None).await?;
         admin.keys.open_only().await?;
         let mut old = Vec::new();
+        admin.rotate_data_key(Purpose::RequestMac).await?;
         for purpose in PURPOSES {
             old.push(admin.rotate_data_key(purpose).await?.old);
         }

@@ -20,7 +20,7 @@ use super::THREADS;
 use super::check::check;
 use super::flows::{FLOWS, Flow};
 use super::ground::Ground;
-use super::operator::{records_wrong, renew_keys};
+use super::operator::{look_at_records, renew_keys};
 use super::schedule::Simulation;
 use super::world::{Go, What};
 use crate::support::leak::unheard;
@@ -34,7 +34,8 @@ enum Fate {
     Dies,
     Fails(Go),
     Dropped,
-    /// It waits while the keys that records are sealed under are rotated and, once all are moved, destroyed.
+    /// It waits while the keys that records are sealed under are rotated and, once all are moved, destroyed. A process
+    /// that was about to write has slept; else it has followed the keys.
     Outlasts,
 }
 
@@ -46,8 +47,7 @@ fn fates(what: &What) -> Vec<Fate> {
         What::Answer(_) => &[Go::Lost],
     };
     let failures = failures.iter().map(|go| Fate::Fails(*go));
-    let waits = matches!(what, What::Before(_)).then_some(Fate::Outlasts);
-    [Fate::Dies, Fate::Dropped].into_iter().chain(failures).chain(waits).collect()
+    [Fate::Dies, Fate::Dropped, Fate::Outlasts].into_iter().chain(failures).collect()
 }
 
 /// Lets a simulation go on to a point; what it passed. It waits there, or nothing waits any more.
@@ -75,14 +75,16 @@ fn begin<'g>(ground: &'g mut Ground, flow: &Flow) -> (Simulation<'g>, String) {
     (simulation, about)
 }
 
-fn points_of(ground: &mut Ground, flow: &Flow) -> Vec<What> {
+/// The points of a flow, and what its callers are told.
+fn points_of(ground: &mut Ground, flow: &Flow) -> (Vec<What>, Vec<u16>) {
     let (mut simulation, _) = begin(ground, flow);
     let passed = walk(&mut simulation, usize::MAX);
     simulation.calm_down();
+    let told = simulation.statuses();
     // Whoever numbers events numbers all there are.
     simulation.sequence();
     simulation.end();
-    passed
+    (passed, told)
 }
 
 /// A flow's points as the list has them: what has both its ends is named once.
@@ -131,11 +133,21 @@ pub fn listed(list: &str, words: &Words) -> BTreeMap<&'static str, String> {
 pub type Words = [(&'static str, &'static str)];
 
 /// Runs a flow, has something happen at a point, and tells what is wrong in the end.
-fn run(ground: &mut Ground, flow: &Flow, point: usize, fate: Fate) -> (Vec<String>, Vec<String>) {
+fn run(
+    ground: &mut Ground,
+    flow: &Flow,
+    (point, fate): (usize, Fate),
+    usually_told: &[u16],
+) -> (Vec<String>, Vec<String>) {
     let (mut simulation, about) = begin(ground, flow);
+    let merchant = simulation.merchant.clone();
+    let mine = move |row: &SealedRow| row.merchant == merchant || row.merchant.as_str() == "nobody";
+    let mut wrong = Vec::new();
     walk(&mut simulation, point);
     let waiting = simulation.waiting();
-    let Some((seq, ..)) = waiting.first() else { return (vec!["is not reached".to_owned()], Vec::new()) };
+    let Some((seq, _, what)) = waiting.first() else {
+        return (vec!["is not reached".to_owned()], Vec::new());
+    };
     match fate {
         Fate::Dies => {
             simulation.crash(0);
@@ -150,22 +162,27 @@ fn run(ground: &mut Ground, flow: &Flow, point: usize, fate: Fate) -> (Vec<Strin
             if let Err(error) = renew_keys(&simulation) {
                 return (vec![format!("the keys cannot be renewed: {error}")], simulation.log());
             }
+            if !matches!(what, What::Before(_)) {
+                let vault = simulation.process(0).vault.clone();
+                simulation.begin(0, "follows the keys", async move {
+                    vault.keys.follow().await.expect("keys");
+                });
+            }
             simulation.release(*seq, Go::On);
+            // What was written just now, before it goes.
+            wrong.extend(look_at_records(&simulation, &mine));
         }
     }
     simulation.calm_down();
-    let mut wrong = (flow.again)(&mut simulation, &about);
+    let told = simulation.statuses();
+    if fate == Fate::Outlasts && told != usually_told {
+        wrong.push(format!("callers are told {told:?}, and else {usually_told:?}"));
+    }
+    wrong.extend((flow.again)(&mut simulation, &about));
     simulation.calm_down();
     wrong.extend(check(&mut simulation));
     if fate == Fate::Outlasts {
-        let (process, merchant) = (simulation.process(0), &simulation.merchant);
-        let vault = process.vault.clone();
-        let mine = |row: &SealedRow| row.merchant == *merchant || row.merchant.as_str() == "nobody";
-        wrong.extend(process.now(async move {
-            // Nobody has used a key since, perhaps.
-            vault.keys.follow().await.expect("keys");
-            records_wrong(&vault.db, &vault.keys, mine).await
-        }));
+        wrong.extend(look_at_records(&simulation, &mine));
     }
     let log = simulation.log();
     if wrong.is_empty() {
@@ -184,7 +201,7 @@ struct Outcome {
 
 /// Has everything happen at every point of a flow.
 fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outcome {
-    let passed = points_of(ground, flow);
+    let (passed, told) = points_of(ground, flow);
     let found = shown(&passed);
     let mut outcome = Outcome { points: passed.len(), ..Outcome::default() };
     if listed != Some(found.as_str()) {
@@ -193,7 +210,7 @@ fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outco
     for (place, what) in passed.iter().enumerate() {
         for fate in fates(what) {
             outcome.runs += 1;
-            let (wrong, log) = run(ground, flow, place, fate);
+            let (wrong, log) = run(ground, flow, (place, fate), &told);
             if !wrong.is_empty() {
                 outcome.failed.push(format!("{}, point {place} {what:?}, {fate:?}: {wrong:?}", flow.name));
                 if std::env::var_os("CARDVAULT_SIM_LOG").is_some() {
@@ -211,8 +228,9 @@ fn every_point(engine: &str, words: &Words, ground: impl Fn() -> Option<Ground> 
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                let Some(mut ground) = ground() else { return };
                 while let Some(flow) = FLOWS.get(next.fetch_add(1, SeqCst)) {
+                    // What is there is moved to new keys again and again: it should be little.
+                    let Some(mut ground) = ground() else { return };
                     let points = list.get(flow.name).map(String::as_str);
                     let outcome = unheard(|| walk_through(&mut ground, flow, points));
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);

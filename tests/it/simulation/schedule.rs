@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, OnceLock, PoisonError};
+use std::time::Duration;
 
 use cardvault::base::ids::Merchant;
 use cardvault::jobs::sequence::{Sequencer, Turn};
@@ -223,7 +224,19 @@ impl<'g> Simulation<'g> {
         let handle = process.call(number, method, path, body, &self.answers);
         self.calls.insert(number, (ask, handle));
         self.run_process(id);
+        self.in_calm(id, |s| s.last.contains_key(&number));
         number
+    }
+
+    /// Where nothing stops, gives a process time for what no gate knows of, such as a thread that opens a connection.
+    fn in_calm(&mut self, process: usize, is_done: impl Fn(&Self) -> bool) {
+        for _ in 0..500 {
+            if is_done(self) || !self.world.lock().calm || !self.waiting().is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            self.run_process(process);
+        }
     }
 
     /// Asks for a payment under a fresh name.
@@ -336,6 +349,9 @@ impl<'g> Simulation<'g> {
         });
         // Nothing is stopped any more, but what finds another of its process in the database waits its turn.
         self.release_all(|_| false);
+        let id = self.process(slot).id;
+        let over = ended.clone();
+        self.in_calm(id, |_| over.get().is_some());
         *ended.get().expect("a turn that ends where nothing stops")
     }
 
@@ -400,6 +416,11 @@ impl<'g> Simulation<'g> {
     pub fn told_texts(&self, pointer: &str) -> Vec<String> {
         let texts = self.last.values().map(|told| text_at(&Some(told.clone()), pointer));
         texts.filter(|text| !text.is_empty()).collect()
+    }
+
+    /// What callers were told so far, in the order in which they asked.
+    pub fn statuses(&self) -> Vec<u16> {
+        self.last.values().map(|told| told.status).collect()
     }
 
     /// Looks at the answers that have come.

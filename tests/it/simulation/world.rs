@@ -115,6 +115,8 @@ pub struct Inner {
     sleepers: Vec<Sleeper>,
     seq: u64,
     busy: BTreeMap<ProcessId, usize>,
+    /// How often a process's keys are in the database, where nobody else waits for them.
+    looking: BTreeMap<ProcessId, usize>,
     in_transaction: HashSet<(ProcessId, Task)>,
     /// When each task was last let into the database.
     entered: BTreeMap<(ProcessId, String), u64>,
@@ -144,6 +146,7 @@ impl World {
             sleepers: Vec::new(),
             seq: 0,
             busy: BTreeMap::new(),
+            looking: BTreeMap::new(),
             in_transaction: HashSet::new(),
             entered: BTreeMap::new(),
             log: Vec::new(),
@@ -251,7 +254,8 @@ impl World {
             }
             let (busy, new_keys) = {
                 let inner = self.lock();
-                (inner.busy.get(&process).copied().unwrap_or(0), inner.new_keys)
+                let of = |counts: &BTreeMap<ProcessId, usize>| counts.get(&process).copied().unwrap_or(0);
+                (of(&inner.busy) + of(&inner.looking), inner.new_keys)
             };
             if busy > 0 {
                 self.idle.notified().await;
@@ -335,21 +339,32 @@ pub struct Watched {
 }
 
 impl Turnstile for Watched {
-    fn enter(&self, work: Work) -> Turn<'_, Box<dyn Passage>> {
+    fn enter(&self, _: Work) -> Turn<'_, Box<dyn Passage>> {
         Box::pin(async move {
-            *self.world.lock().busy.entry(self.process).or_default() += 1;
-            let (world, process, task) = (self.world.clone(), self.process, tokio::task::try_id());
-            Ok(Box::new(Looking(Entered { world, process, task, work, over: false })) as Box<dyn Passage>)
+            *self.world.lock().looking.entry(self.process).or_default() += 1;
+            Ok(Box::new(Looking { world: self.world.clone(), process: self.process }) as Box<dyn Passage>)
         })
     }
 }
 
-struct Looking(Entered);
+struct Looking {
+    world: Arc<World>,
+    process: ProcessId,
+}
 
 impl Passage for Looking {
-    fn leave(mut self: Box<Self>) -> Turn<'static, ()> {
-        self.0.end();
+    fn leave(self: Box<Self>) -> Turn<'static, ()> {
+        drop(self);
         Box::pin(async { Ok(()) })
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if let Some(looking) = self.world.lock().looking.get_mut(&self.process) {
+            *looking = looking.saturating_sub(1);
+        }
+        self.world.idle.notify_one();
     }
 }
 
