@@ -238,6 +238,7 @@ pub async fn is_epoch(tx: &mut Tx, epoch: i64) -> Result<bool, StoreError> {
 /// How often the wait for other writers is begun anew, and how long one wait may hold up those who come
 /// after it.
 const WAITS: usize = 300;
+/// Every so many waits there is a longer one.
 const LONG_WAIT: usize = 10;
 /// Every table that has sealed records ([`super::reseal::SOURCES`]).
 const LOCK: &str = "LOCK TABLE cards, payments, operations, notices IN SHARE MODE";

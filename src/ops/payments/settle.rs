@@ -380,8 +380,9 @@ impl Vault {
         let Some(row) = find_card(&self.db, &before.merchant, card).await? else { return Ok(None) };
         // As it was read, its copy may be under a key that has been destroyed since, and by now be under another.
         let again = match &before.outgoing {
+            None => return Ok(None),
             Some(outgoing) if self.keys.of(outgoing).await.is_ok() => None,
-            _ => Some(self.find_again(before).await?),
+            Some(_) => Some(self.find_again(before).await?),
         };
         let Some(outgoing) = &again.as_ref().unwrap_or(before).outgoing else { return Ok(None) };
         let ready = async {
