@@ -230,11 +230,11 @@ impl<'g> Simulation<'g> {
 
     /// Where nothing stops, gives a process time for what no gate knows of, such as a thread that opens a connection.
     fn in_calm(&mut self, process: usize, is_done: impl Fn(&Self) -> bool) {
-        for _ in 0..500 {
+        for _ in 0..3_000 {
             if is_done(self) || !self.world.lock().calm || !self.waiting().is_empty() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_micros(50));
             self.run_process(process);
         }
     }
