@@ -9,10 +9,8 @@
 
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cardvault::base::ids::{DekId, InstanceId, KekId};
 use cardvault::base::secret::SecretText;
@@ -28,14 +26,12 @@ use cardvault::store::backend::{Arg, Db, Passage, StoreError, Turn, Turnstile, W
 use cardvault::store::keys::list_keys;
 use tokio::sync::Notify;
 
-use super::THREADS;
 use super::ground::Ground;
 use super::operator::{self, records_wrong};
-use super::points::{Words, listed, shown};
+use super::points::{Outcome, Words, every_point, shown};
 use super::schedule::{Ask, Simulation, text_at};
 use super::world::What;
-use crate::support::leak::unheard;
-use crate::support::{left_out, postgres, say};
+use crate::support::{left_out, postgres};
 
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -399,14 +395,6 @@ async fn told_of(db: &Db, action: &'static str, id: &DekId) -> i64 {
     row.expect("a row").int("many").expect("a number")
 }
 
-/// What came of the commands.
-#[derive(Default)]
-struct Outcome {
-    failed: Vec<String>,
-    points: usize,
-    runs: usize,
-}
-
 /// Has everything happen at every point of a command.
 fn walk_through(stand: &mut Stand<'_>, command: &Command, listed: Option<&str>) -> Outcome {
     let mut outcome = Outcome::default();
@@ -449,44 +437,19 @@ fn walk_through(stand: &mut Stand<'_>, command: &Command, listed: Option<&str>) 
     outcome
 }
 
-fn every_point(engine: &str, words: &Words, ground: impl Fn() -> Option<Ground> + Sync) {
-    let (started, list) = (Instant::now(), listed("commands", words));
-    let (next, all) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                while let Some(command) = COMMANDS.get(next.fetch_add(1, SeqCst)) {
-                    // Each command has a vault of its own.
-                    let Some(mut ground) = ground() else { return };
-                    let points = list.get(command.name).map(String::as_str);
-                    let outcome = unheard(|| {
-                        let mut stand = Stand::new(&mut ground);
-                        let outcome = walk_through(&mut stand, command, points);
-                        stand.simulation.end();
-                        outcome
-                    });
-                    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.failed.extend(outcome.failed);
-                    all.points += outcome.points;
-                    all.runs += outcome.runs;
-                }
-            });
-        }
-    });
-    let Outcome { mut failed, points, runs } = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let unknown = list.keys().filter(|name| COMMANDS.iter().all(|command| command.name != **name));
-    failed.extend(unknown.map(|name| format!("the list has a command that there is not: {name}")));
-    say(&format!(
-        "{engine}: {runs} runs at {points} points of {} commands in {:?}",
-        COMMANDS.len(),
-        started.elapsed()
-    ));
-    assert!(failed.is_empty(), "{engine}: {} failed: {failed:#?}", failed.len());
+fn every_command(engine: &str, words: &Words, ground: impl Fn() -> Option<Ground> + Sync) {
+    let walk = |ground: &mut Ground, command: &Command, listed: Option<&str>| {
+        let mut stand = Stand::new(ground);
+        let outcome = walk_through(&mut stand, command, listed);
+        stand.simulation.end();
+        outcome
+    };
+    every_point(engine, ("commands", COMMANDS), ("commands", words), ground, |command| command.name, walk);
 }
 
 #[test]
 fn every_point_of_a_command_ends_well_on_sqlite() {
-    every_point("SQLite", &[("batch", "transaction"), ("sweep", "write")], || Some(Ground::sqlite()));
+    every_command("SQLite", &[("batch", "transaction"), ("sweep", "write")], || Some(Ground::sqlite()));
 }
 
 #[test]
@@ -496,5 +459,5 @@ fn every_point_of_a_command_ends_well_on_postgres() {
     if fresh().is_none() {
         return left_out("simulation::commands");
     }
-    every_point("PostgreSQL", &[("batch", "write"), ("sweep", "write, (write begins)")], fresh);
+    every_command("PostgreSQL", &[("batch", "write"), ("sweep", "write, (write begins)")], fresh);
 }

@@ -114,7 +114,7 @@ pub fn shown(points: &[What]) -> String {
 }
 
 /// A list of the document, by flow, with the words in which an engine says what some of its words stand for.
-pub fn listed(list: &str, words: &Words) -> BTreeMap<&'static str, String> {
+fn listed(list: &str, words: &Words) -> BTreeMap<&'static str, String> {
     let lines = LIST.split(&format!("```{list}\n")).nth(1).and_then(|rest| rest.split("```").next());
     let lines = lines.expect("a list of points in docs/durability.md").lines();
     let of_engine = |points: &str| {
@@ -191,12 +191,12 @@ fn run(
     (wrong, log)
 }
 
-/// What came of the flows.
+/// What came of a walk.
 #[derive(Default)]
-struct Outcome {
-    failed: Vec<String>,
-    points: usize,
-    runs: usize,
+pub struct Outcome {
+    pub failed: Vec<String>,
+    pub points: usize,
+    pub runs: usize,
 }
 
 /// Has everything happen at every point of a flow.
@@ -222,17 +222,25 @@ fn walk_through(ground: &mut Ground, flow: &Flow, listed: Option<&str>) -> Outco
     outcome
 }
 
-fn every_point(engine: &str, words: &Words, ground: impl Fn() -> Option<Ground> + Sync) {
-    let (started, list) = (Instant::now(), listed("points", words));
+/// Walks through all things of a kind, each on a ground of its own: keys are renewed there again and again, and what
+/// is moved to them should be little. `list` is what the document says of their points.
+pub fn every_point<T: Sync>(
+    engine: &str,
+    (kind, things): (&str, &[T]),
+    (list, words): (&str, &Words),
+    ground: impl Fn() -> Option<Ground> + Sync,
+    name: impl Fn(&T) -> &'static str + Sync,
+    walk: impl Fn(&mut Ground, &T, Option<&str>) -> Outcome + Sync,
+) {
+    let (started, list) = (Instant::now(), listed(list, words));
     let (next, all) = (AtomicUsize::new(0), Mutex::new(Outcome::default()));
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
-                while let Some(flow) = FLOWS.get(next.fetch_add(1, SeqCst)) {
-                    // What is there is moved to new keys again and again: it should be little.
+                while let Some(thing) = things.get(next.fetch_add(1, SeqCst)) {
                     let Some(mut ground) = ground() else { return };
-                    let points = list.get(flow.name).map(String::as_str);
-                    let outcome = unheard(|| walk_through(&mut ground, flow, points));
+                    let points = list.get(name(thing)).map(String::as_str);
+                    let outcome = unheard(|| walk(&mut ground, thing, points));
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     all.failed.extend(outcome.failed);
                     all.points += outcome.points;
@@ -242,19 +250,20 @@ fn every_point(engine: &str, words: &Words, ground: impl Fn() -> Option<Ground> 
         }
     });
     let Outcome { mut failed, points, runs } = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let unknown = list.keys().filter(|name| FLOWS.iter().all(|flow| flow.name != **name));
-    failed.extend(unknown.map(|name| format!("the list has a flow that there is not: {name}")));
-    say(&format!(
-        "{engine}: {runs} runs at {points} points of {} flows in {:?}",
-        FLOWS.len(),
-        started.elapsed()
-    ));
+    let unknown = list.keys().filter(|known| things.iter().all(|thing| name(thing) != **known));
+    failed.extend(unknown.map(|name| format!("the list has what there is not: {name}")));
+    let (many, took) = (things.len(), started.elapsed());
+    say(&format!("{engine}: {runs} runs at {points} points of {many} {kind} in {took:?}"));
     assert!(failed.is_empty(), "{engine}: {} failed: {failed:#?}", failed.len());
+}
+
+fn every_flow(engine: &str, words: &Words, ground: impl Fn() -> Option<Ground> + Sync) {
+    every_point(engine, ("flows", FLOWS), ("points", words), ground, |flow| flow.name, walk_through);
 }
 
 #[test]
 fn every_point_ends_well_on_sqlite() {
-    every_point("SQLite", &[("alone", "transaction"), ("number", "")], || Some(Ground::sqlite()));
+    every_flow("SQLite", &[("alone", "transaction"), ("number", "")], || Some(Ground::sqlite()));
 }
 
 #[test]
@@ -264,7 +273,7 @@ fn every_point_ends_well_on_postgres() {
     if fresh().is_none() {
         return left_out("simulation::points");
     }
-    every_point("PostgreSQL", &[("alone", "write"), ("number", "write, transaction")], fresh);
+    every_flow("PostgreSQL", &[("alone", "write"), ("number", "write, transaction")], fresh);
 }
 
 /// A number that a query on the merchant's rows gives.
