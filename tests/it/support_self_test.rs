@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cardvault::base::entropy;
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER, HEXUPPER};
@@ -247,11 +248,26 @@ async fn a_number_in_sqlites_write_ahead_log_and_file_is_found() {
     run_sqlite(&mut connection, "CREATE TABLE t (a TEXT)").await;
     leak::scan_dir(folder.path(), &[&number]);
     run_sqlite(&mut connection, &format!("INSERT INTO t VALUES ('{number}')")).await;
-    let found = find_in_dir(&[&number], folder.path());
+    let found = find_in_dir(&[&number], folder.path(), UNIX_EPOCH);
     assert!(found.iter().any(|place| place.contains("cardvault.db-wal")), "{found:?}");
     run_sqlite(&mut connection, "PRAGMA wal_checkpoint(TRUNCATE)").await;
-    let found = find_in_dir(&[&number], folder.path());
+    let found = find_in_dir(&[&number], folder.path(), UNIX_EPOCH);
     assert!(found.iter().any(|place| place.contains("cardvault.db:")), "{found:?}");
+}
+
+/// What was there before a test's first card, and has not changed, cannot hold it.
+#[test]
+fn files_are_searched_from_their_last_change_on() {
+    let (folder, number, begin) = (tempfile::tempdir().unwrap(), own_number(), SystemTime::now());
+    let path = folder.path().join("old");
+    std::fs::write(&path, &number).unwrap();
+    let set_back = std::fs::File::options().append(true).open(&path).unwrap();
+    set_back.set_modified(begin - Duration::from_secs(10)).unwrap();
+    let found = |since| find_in_dir(&[&number], folder.path(), since).len();
+    assert_eq!((found(UNIX_EPOCH), found(begin)), (1, 0));
+    // A byte more, and it is searched whole.
+    std::io::Write::write_all(&mut &set_back, b".").unwrap();
+    assert_eq!(found(begin), 1);
 }
 
 async fn run_sqlite(connection: &mut SqliteConnection, statement: &str) {
@@ -267,7 +283,7 @@ async fn a_number_in_postgresqls_data_log_and_write_ahead_log_is_found() {
     db.assert_clean(&[&number]);
     sqlx::query("INSERT INTO t VALUES ($1)").bind(&number).execute(&mut connection).await.unwrap();
     postgres::shared_checkpoint().await;
-    let found = find_in_dir(&[&number], &db.files);
+    let found = find_in_dir(&[&number], &db.files, db.since);
     for place in ["/data/base/", "/data/pg_wal/", "/server.log"] {
         assert!(found.iter().any(|it| it.contains(place)), "{place}: {found:?}");
     }
@@ -333,7 +349,7 @@ async fn a_killed_test_process_leaves_no_server_and_no_files() {
         if let Some(files) = postgres::shared_files().await {
             std::fs::write(std::env::var(ROLE).unwrap(), files.display().to_string()).unwrap();
         }
-        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
         return;
     }
     if Binaries::find().is_none() {
@@ -360,7 +376,7 @@ async fn wait_for<T>(mut ready: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = ready() {
             return value;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("it did not happen within 30 seconds");
 }

@@ -6,20 +6,24 @@
 //! four digits of some card are bound to equal a CVV of four now and then, and are no secret.
 //! What is compressed or encrypted is not seen: with PostgreSQL, values over 2 kB.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, DirEntry};
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use data_encoding::{BASE64, BASE64URL, HEXLOWER, HEXUPPER};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// More than this and nobody can vouch for the rest.
 const CAPTURE_BYTES: usize = 512 * 1024 * 1024;
+/// From here on a slower search would take longer than making the quicker one.
+const MUCH: usize = 16 * 1024 * 1024;
 /// Names of a card verification value, as they stand before one.
 const CVV_NAMES: [&str; 8] = ["cvv", "cvv2", "cvc", "cvc2", "cvn", "csc", "securitycode", "security_code"];
 
@@ -127,14 +131,26 @@ pub fn assert_clean(secrets: &[&str], haystack: &[u8], what: &str) {
 
 /// Fails if a file below `folder` holds one of the secrets.
 pub fn scan_dir(folder: &Path, secrets: &[&str]) {
-    let found = find_in_dir(secrets, folder);
+    scan_dir_since(folder, UNIX_EPOCH, secrets);
+}
+
+/// As [`scan_dir`], of the files that were written to since: a database server has those of many tests, and what a
+/// test typed is in none that was there before it and has stayed as it was.
+pub fn scan_dir_since(folder: &Path, since: SystemTime, secrets: &[&str]) {
+    let found = find_in_dir(secrets, folder, since);
     assert!(found.is_empty(), "card data in files:\n{}", found.join("\n"));
 }
 
-/// Every place in the files below `folder` where one of the secrets is. Files that go away meanwhile
-/// are skipped; one that cannot be read is a failure.
-pub fn find_in_dir(secrets: &[&str], folder: &Path) -> Vec<String> {
-    let needles = Needles::new(secrets);
+/// Every place in the files below `folder`, as far as they were written to since, where one of the secrets is.
+/// Files that go away meanwhile are skipped; one that cannot be read is a failure.
+pub fn find_in_dir(secrets: &[&str], folder: &Path, since: SystemTime) -> Vec<String> {
+    // File systems tell times by a clock of their own, which is behind by a few milliseconds.
+    let since = since.checked_sub(Duration::from_secs(2)).unwrap_or(UNIX_EPOCH);
+    let written = |entry: &DirEntry| {
+        let changed = present(entry.metadata()).map(|it| it.modified().expect("a time of change"));
+        changed.is_some_and(|at| at >= since)
+    };
+    let needles = Needles::new(secrets).searcher(true);
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -144,6 +160,7 @@ pub fn find_in_dir(secrets: &[&str], folder: &Path) -> Vec<String> {
             if kind.is_dir() {
                 folders.push(entry.path());
             } else if kind.is_file()
+                && written(&entry)
                 && let Some(bytes) = present(fs::read(entry.path()))
             {
                 let places = needles.find(&bytes);
@@ -166,12 +183,12 @@ fn present<T>(result: io::Result<T>) -> Option<T> {
 ///
 /// A secret of 3 or 4 digits is searched as a CVV, one of 12 to 19 digits as a PAN, any other as it is.
 pub fn find(secrets: &[&str], haystack: &[u8]) -> Vec<String> {
-    Needles::new(secrets).find(haystack)
+    Needles::new(secrets).searcher(haystack.len() > MUCH).find(haystack)
 }
 
 /// The names of all encodings in which a secret is searched.
 pub fn encodings(secret: &str) -> BTreeSet<&'static str> {
-    Needles::new(&[secret]).by_start.values().flatten().map(|needle| needle.encoding).collect()
+    Needles::new(&[secret]).0.iter().map(|needle| needle.encoding).collect()
 }
 
 /// One spelling of one secret.
@@ -194,15 +211,12 @@ enum Context {
     Cvv,
 }
 
-/// All spellings, by their first two bytes.
-struct Needles {
-    by_start: HashMap<[u8; 2], Vec<Needle>>,
-    starts: Vec<bool>,
-}
+/// All spellings.
+struct Needles(Vec<Needle>);
 
 impl Needles {
     fn new(secrets: &[&str]) -> Self {
-        let mut all = Self { by_start: HashMap::new(), starts: vec![false; 1 << 16] };
+        let mut all = Self(Vec::new());
         for (secret, text) in secrets.iter().enumerate() {
             let digits = text.bytes().all(|it| it.is_ascii_digit());
             match text.len() {
@@ -218,10 +232,7 @@ impl Needles {
     }
 
     fn add(&mut self, secret: usize, encoding: &'static str, bytes: impl Into<Vec<u8>>, context: Context) {
-        let bytes = bytes.into();
-        let start = [bytes[0], bytes[1]];
-        self.starts[usize::from(u16::from_be_bytes(start))] = true;
-        self.by_start.entry(start).or_default().push(Needle { secret, encoding, bytes, context });
+        self.0.push(Needle { secret, encoding, bytes: bytes.into(), context });
     }
 
     fn cvv(&mut self, secret: usize, digits: &str) {
@@ -308,26 +319,41 @@ impl Needles {
         }
     }
 
+    fn searcher(self, much: bool) -> Searcher {
+        let spellings = self.0.iter().map(|needle| &needle.bytes);
+        // Longer to make, and quicker to run: worth it for what is longer than a body or a line.
+        let kind = much.then_some(AhoCorasickKind::DFA);
+        let automaton = AhoCorasick::builder().kind(kind).build(spellings).expect("few spellings");
+        Searcher { needles: self.0, automaton }
+    }
+}
+
+/// All spellings at once, by a library that dependencies' optimisation makes quick: tests search gigabytes, in a
+/// build that is not optimised.
+struct Searcher {
+    needles: Vec<Needle>,
+    automaton: AhoCorasick,
+}
+
+impl Searcher {
     fn find(&self, haystack: &[u8]) -> Vec<String> {
         let mut found = Vec::new();
-        let Some(last) = haystack.len().checked_sub(1) else { return found };
-        let mut place = 0;
-        // Millions of bytes in an unoptimised build: a plain loop and a table are what is quick there.
-        while place < last {
-            if self.starts[usize::from(haystack[place]) << 8 | usize::from(haystack[place + 1])] {
-                for needle in &self.by_start[&[haystack[place], haystack[place + 1]]] {
-                    if haystack[place..].starts_with(&needle.bytes) && needle.fits(haystack, place) {
-                        let before = String::from_utf8_lossy(&haystack[place.saturating_sub(60)..place]);
-                        found.push(format!(
-                            "secret {} as {} at byte {place}, after {:?}",
-                            needle.secret, needle.encoding, before
-                        ));
-                    }
-                }
+        // Overlapping: one spelling may begin within another one.
+        for one in self.automaton.find_overlapping_iter(haystack) {
+            let (needle, place) = (&self.needles[one.pattern().as_usize()], one.start());
+            if needle.fits(haystack, place) {
+                let before = String::from_utf8_lossy(&haystack[place.saturating_sub(60)..place]);
+                found.push((
+                    place,
+                    format!(
+                        "secret {} as {} at byte {place}, after {:?}",
+                        needle.secret, needle.encoding, before
+                    ),
+                ));
             }
-            place += 1;
         }
-        found
+        found.sort_by_key(|(place, _)| *place);
+        found.into_iter().map(|(_, told)| told).collect()
     }
 }
 

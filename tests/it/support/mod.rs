@@ -12,6 +12,7 @@ pub mod vault;
 pub mod wire;
 
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
@@ -38,40 +39,45 @@ pub struct Database {
     /// Where the engine keeps its files: data, write-ahead log and, with PostgreSQL, the server's log.
     /// (A PostgreSQL cluster is shared by all tests of a process: search it for numbers of your own.)
     pub files: PathBuf,
+    /// Before there was a card in them.
+    pub since: SystemTime,
     _owned: Option<TempDir>,
 }
 
 impl Database {
     /// A fresh SQLite database.
     pub fn sqlite() -> Self {
+        let since = SystemTime::now();
         let (folder, url) = fresh_sqlite();
-        Self { url, engine: Engine::Sqlite, files: folder.path().to_owned(), _owned: Some(folder) }
+        Self { url, engine: Engine::Sqlite, files: folder.path().to_owned(), since, _owned: Some(folder) }
     }
 
     /// A fresh PostgreSQL database; `None` after printing that `story` is left out.
     pub async fn postgres(story: &str) -> Option<Self> {
+        let since = SystemTime::now();
         let Some(url) = postgres::fresh_database().await else {
             left_out(story);
             return None;
         };
         let files = postgres::shared_files().await?;
-        Some(Self { url, engine: Engine::Postgres, files, _owned: None })
+        Some(Self { url, engine: Engine::Postgres, files, since, _owned: None })
     }
 
     /// A database that somebody else keeps.
     pub fn at(url: String, engine: Engine, files: PathBuf) -> Self {
-        Self { url, engine, files, _owned: None }
+        Self { url, engine, files, since: UNIX_EPOCH, _owned: None }
     }
 
     /// A fresh database in a cluster of the story's own, which it may crash.
     pub async fn in_cluster(cluster: &postgres::Cluster) -> Self {
+        let since = SystemTime::now();
         let url = cluster.fresh_database().await;
-        Self { url, engine: Engine::Postgres, files: cluster.folder.clone(), _owned: None }
+        Self { url, engine: Engine::Postgres, files: cluster.folder.clone(), since, _owned: None }
     }
 
     /// Fails if one of the secrets is in the engine's files.
     pub fn assert_clean(&self, secrets: &[&str]) {
-        leak::scan_dir(&self.files, secrets);
+        leak::scan_dir_since(&self.files, self.since, secrets);
     }
 }
 

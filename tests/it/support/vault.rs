@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cardvault::app::App;
 use cardvault::config::Config;
@@ -62,6 +62,7 @@ pub struct TestVault {
     notice_gaps: Option<Vec<Duration>>,
     guard: LeakGuard,
     files: PathBuf,
+    since: SystemTime,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -123,6 +124,7 @@ impl TestVault {
             notice_gaps,
             guard,
             files: db.files.clone(),
+            since: db.since,
             running: None,
         };
         vault.serve().await;
@@ -342,7 +344,7 @@ impl TestVault {
     pub async fn finish(mut self, secrets: &[&str]) {
         self.stop().await;
         self.guard.assert_clean(secrets);
-        super::leak::scan_dir(&self.files, secrets);
+        super::leak::scan_dir_since(&self.files, self.since, secrets);
         self.sandbox.stop().await;
     }
 }
