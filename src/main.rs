@@ -13,7 +13,12 @@ fn main() -> ExitCode {
         .on_thread_park(cardvault::base::stack::overwrite)
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(cardvault::cli::run()),
+        Ok(runtime) => {
+            let code = runtime.block_on(cardvault::cli::run());
+            drop(runtime);
+            cardvault::telemetry::finish();
+            code
+        }
         Err(error) => {
             eprintln!("cardvault: threads cannot be started: {error}");
             ExitCode::FAILURE

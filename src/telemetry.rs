@@ -1,22 +1,42 @@
 //! Logs: one JSON line an event, on standard error. Levels come from `CARDVAULT_LOG`
 //! (`tracing-subscriber`'s filter syntax); no level writes a body.
 
+mod lines;
+
+use std::io::Stderr;
+use std::sync::OnceLock;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::doctor::{pipes_cores, swaps};
 
-/// Starts logging. `default` is the filter where `CARDVAULT_LOG` is not set.
+use self::lines::Lines;
+
+/// Where a line for each request comes from.
+const REQUESTS: &str = "cardvault::http::router";
+
+static LOG: OnceLock<Lines<Stderr>> = OnceLock::new();
+
+/// Starts logging. `default` is the filter where `CARDVAULT_LOG` is not set. The lines of requests wait for one
+/// another for 10 ms.
 pub fn start(default: &str) {
     let filter = std::env::var("CARDVAULT_LOG")
         .ok()
         .and_then(|text| EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| EnvFilter::new(default));
+    let lines = LOG.get_or_init(|| Lines::new(std::io::stderr(), REQUESTS));
     let started =
-        tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(lines.clone()).try_init();
     if started.is_err() {
         tracing::debug!("logging was started before");
     }
     quiet_panics();
+}
+
+/// Writes what was logged and waits. Whoever ends the process calls it last.
+pub fn finish() {
+    // There is no other place to tell of a failure.
+    let _ = LOG.get().map(Lines::flush);
 }
 
 /// A panic's text can hold anything that was at hand: only its place is logged.

@@ -85,7 +85,7 @@ async fn every_request(State(api): State<Api>, request: Request, next: Next) -> 
     let started = Instant::now();
     // The path as it was matched, and a method that has a name: what was sent may hold anything.
     let method = method_name(request.method());
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route_of(&request).unwrap_or("none");
     let Ok(request_id) = RequestId::make() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
@@ -95,8 +95,7 @@ async fn every_request(State(api): State<Api>, request: Request, next: Next) -> 
     let caller = identified(&api, peer.as_deref(), standing.as_deref(), &request_id);
     let who = acts(caller.as_ref().ok(), peer.as_deref(), &request_id);
     let client = caller.as_ref().ok().map(|caller| caller.client().name.clone());
-    // What was asked for, as the trail tells it. The path itself is told only once it was found.
-    let asked = format!("{method} {}", route.as_deref().unwrap_or("none"));
+    // The path itself is told only once it was found.
     let read =
         matches!(*request.method(), Method::GET | Method::HEAD).then(|| request.uri().path().to_owned());
     let response = acting(who, async {
@@ -127,24 +126,23 @@ async fn every_request(State(api): State<Api>, request: Request, next: Next) -> 
                 }
             },
         };
-        audited(&api.vault, response, asked, read, telling).await
+        audited(&api.vault, response, (method, route), read, telling).await
     })
     .await;
     let code = response.extensions().get::<Problem>().map(Problem::code);
     let response = finish(response, &request_id);
-    let template = ROUTES.iter().map(|(_, path)| *path).find(|path| Some(*path) == route.as_deref());
     api.vault.metrics.request(
-        template.unwrap_or("none"),
+        route,
         method,
         response.status().as_u16(),
         client.as_ref().map(|name| name.as_str()),
         started.elapsed(),
     );
     tracing::info!(
-        request = %request_id,
+        request = request_id.as_str(),
         client = client.as_ref().map(|name| name.as_str()),
         method,
-        route = route.as_deref().unwrap_or("none"),
+        route,
         status = response.status().as_u16(),
         code,
         ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -231,7 +229,7 @@ fn acts(caller: Option<&Caller>, peer: Option<&Peer>, request_id: &RequestId) ->
 async fn audited(
     vault: &Vault,
     response: Response<Body>,
-    asked: String,
+    (method, route): (&'static str, &'static str),
     read: Option<String>,
     telling: Telling,
 ) -> Response<Body> {
@@ -242,7 +240,8 @@ async fn audited(
         (Some(problem), _) => {
             let action = if matches!(telling, Telling::Episode) { "request.excess" } else { "request" };
             // Few need its room, and every request would carry it.
-            Box::pin(vault.note_alone(&Entry::refused(action, problem.code()).about(asked))).await
+            let asked = Entry::refused(action, problem.code()).about(format!("{method} {route}"));
+            Box::pin(vault.note_alone(&asked)).await
         }
         // These tell nothing that is stored, and need no database.
         (None, Some(path)) if matches!(path.as_str(), "/v1/whoami" | "/openapi.json") => {
@@ -276,6 +275,12 @@ fn identified(
         return Err(problem::CERTIFICATE_REFUSED.into());
     }
     api.clients.caller(peer, request_id).ok_or_else(|| problem::CLIENT_NOT_KNOWN.into())
+}
+
+/// The route that a request was matched to.
+fn route_of(request: &Request) -> Option<&'static str> {
+    let matched = request.extensions().get::<MatchedPath>()?;
+    ROUTES.iter().map(|(_, path)| *path).find(|path| *path == matched.as_str())
 }
 
 /// A method for the log: HTTP lets a caller make one up, a card number for one.
