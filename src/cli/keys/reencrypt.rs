@@ -1,7 +1,5 @@
 //! `cardvault keys reencrypt`
 
-use std::time::Duration;
-
 use crate::ops::rotation::reencrypt::Pace;
 
 use super::Common;
@@ -11,11 +9,11 @@ use super::progress::Shown;
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Rows that are stored in one transaction.
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    batch: u32,
+    /// Rows that are stored in one transaction [default: 50, or 1000 without a pause].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    batch: Option<u32>,
     /// Milliseconds between batches, for others to write in.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = Pace::PAUSE_MS)]
     pause_ms: u64,
     /// Print progress and result as lines of JSON.
     #[arg(long)]
@@ -35,7 +33,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let pace = Pace { batch: args.batch, pause: Duration::from_millis(args.pause_ms) };
+    let pace = Pace::new(args.batch, args.pause_ms);
     super::note(&admin, "keys.reencrypt", "card", "begun").await?;
     let mut shown = Shown::new(args.json);
     let done = admin.reencrypt(pace, &mut |progress| shown.step(progress)).await;

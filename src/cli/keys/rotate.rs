@@ -1,7 +1,6 @@
 //! `cardvault keys rotate …`
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::bail;
 use clap::ValueEnum;
@@ -56,11 +55,11 @@ pub enum Command {
     Fingerprint {
         #[command(flatten)]
         common: Common,
-        /// Cards that are stored in one transaction.
-        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        batch: u32,
+        /// Cards that are stored in one transaction [default: 50, or 1000 without a pause].
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        batch: Option<u32>,
         /// Milliseconds between batches, for others to write in.
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = Pace::PAUSE_MS)]
         pause_ms: u64,
         /// Print progress and result as lines of JSON.
         #[arg(long)]
@@ -117,7 +116,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Dek { common, purpose, .. } => dek(&common, purpose.purpose()).await,
         Command::Fingerprint { common, batch, pause_ms, json, .. } => {
-            let pace = Pace { batch, pause: Duration::from_millis(pause_ms) };
+            let pace = Pace::new(batch, pause_ms);
             fingerprint(&common, pace, json).await
         }
     }

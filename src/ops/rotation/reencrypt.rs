@@ -35,9 +35,18 @@ pub struct Pace {
     pub pause: Duration,
 }
 
-impl Default for Pace {
-    fn default() -> Self {
-        Self { batch: 200, pause: Duration::from_millis(20) }
+impl Pace {
+    /// The pause in milliseconds where none is asked for.
+    pub const PAUSE_MS: u64 = 5;
+    /// Rows of a batch with pauses. Few: callers wait while a batch is sealed and stored.
+    const FEW: u32 = 50;
+    /// Rows of a batch where nobody waits.
+    const MANY: u32 = 1_000;
+
+    /// The pace with this pause, and with batches of a size that fits it where none is asked for.
+    pub fn new(batch: Option<u32>, pause_ms: u64) -> Self {
+        let usual = if pause_ms == 0 { Self::MANY } else { Self::FEW };
+        Self { batch: batch.unwrap_or(usual), pause: Duration::from_millis(pause_ms) }
     }
 }
 
