@@ -9,11 +9,9 @@ use std::sync::OnceLock;
 use tracing_subscriber::EnvFilter;
 
 use crate::doctor::{pipes_cores, swaps};
+use crate::http::router;
 
 use self::lines::Lines;
-
-/// Where a line for each request comes from.
-const REQUESTS: &str = "cardvault::http::router";
 
 static LOG: OnceLock<Lines<Stderr>> = OnceLock::new();
 
@@ -24,7 +22,7 @@ pub fn start(default: &str) {
         .ok()
         .and_then(|text| EnvFilter::try_new(text).ok())
         .unwrap_or_else(|| EnvFilter::new(default));
-    let lines = LOG.get_or_init(|| Lines::new(std::io::stderr(), REQUESTS));
+    let lines = LOG.get_or_init(|| Lines::new(std::io::stderr(), router::LOGGED_AS));
     let started =
         tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(lines.clone()).try_init();
     if started.is_err() {

@@ -30,6 +30,9 @@ use super::peer::Peer;
 use super::problem::{self, Problem};
 use super::routes;
 
+/// Under what name every answer is logged.
+pub const LOGGED_AS: &str = module_path!();
+
 /// What the API needs.
 #[derive(Clone)]
 pub struct Api {
