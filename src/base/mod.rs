@@ -15,6 +15,7 @@ pub mod limits;
 #[expect(unsafe_code, reason = "the system's calls for locked memory are; this module is the only one")]
 pub mod locked;
 pub mod money;
+pub mod mutex;
 pub mod names;
 pub mod private_file;
 pub mod sealed;

@@ -10,13 +10,14 @@ pub mod verify;
 
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::base::clock::{Millis, SharedClock};
 use crate::base::ids::InstanceId;
+use crate::base::mutex::held;
 use crate::crypto::audit_mac::{self, BEGINNING, audit_mac};
 use crate::crypto::keyring::{DataKey, Purpose};
 use crate::metrics::AuditTally;
@@ -91,10 +92,6 @@ pub struct Audit {
 struct Chains {
     free: Vec<Chain>,
     made: u64,
-}
-
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Audit {

@@ -9,10 +9,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::answer::{Answer, Manner};
-use super::ledger::{Ledger, held};
+use super::ledger::Ledger;
 use super::sign::{GatewayKey, MerchantKey, Signed};
 use super::{Call, inquiry, mask, operations, pay};
 use crate::base::clock::{Clock, Millis, SystemClock};
+use crate::base::mutex::held;
 use crate::gateway::antom::wire;
 
 /// All that a running sandbox shares between its connections.

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
@@ -23,6 +23,7 @@ use super::cards::CardFacts;
 use super::notices::{self, Notice};
 use crate::base::clock::Millis;
 use crate::base::entropy;
+use crate::base::mutex::held;
 use crate::gateway::antom::wire::{Amount, CallResult};
 
 /// Where a payment stands, in the words of inquiryPayment.
@@ -497,9 +498,4 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// Every change is whole before the guard goes, so a panic elsewhere leaves nothing half done.
-pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -34,6 +34,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::base::mutex::held;
+
 use self::api::Core;
 use self::ledger::Ledger;
 use self::sign::{GatewayKey, MerchantKey};
@@ -214,7 +216,7 @@ impl Sandbox {
 
     /// The last 64 calls, notifications among them, oldest first.
     pub fn recent_calls(&self) -> Vec<Call> {
-        ledger::held(&self.core.calls).iter().cloned().collect()
+        held(&self.core.calls).iter().cloned().collect()
     }
 
     /// Closes the listener and every connection, and sends no more; what was not acknowledged is sent

@@ -3,12 +3,14 @@
 //! for a moment and written together, and everything else at once, after what was gathered before it.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::base::mutex::held;
 
 /// How long a line waits for others.
 const WAIT: Duration = Duration::from_millis(10);
@@ -32,11 +34,6 @@ impl<W> Clone for Lines<W> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
-}
-
-/// A panic while the lock was held leaves whole lines: one call adds each.
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<W: Write + Send + 'static> Lines<W> {

@@ -22,6 +22,7 @@ use crate::crypto::kek::file;
 use crate::model::audit::{Actor, Entry};
 use crate::ops::audit::{acting, origin};
 use crate::ops::rotation::Admin;
+use crate::ops::rotation::reencrypt::Pace;
 use crate::telemetry;
 
 #[derive(clap::Subcommand)]
@@ -62,6 +63,23 @@ pub struct Common {
     /// that are missing are asked for.
     #[arg(long)]
     share_file: Vec<PathBuf>,
+}
+
+/// How fast a command goes through all rows.
+#[derive(clap::Args)]
+pub struct Steps {
+    /// Rows that are stored in one transaction [default: 50, or 1000 without a pause].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    batch: Option<u32>,
+    /// Milliseconds between batches, for others to write in.
+    #[arg(long, default_value_t = Pace::PAUSE_MS)]
+    pause_ms: u64,
+}
+
+impl Steps {
+    fn pace(&self) -> Pace {
+        Pace::new(self.batch, self.pause_ms)
+    }
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {

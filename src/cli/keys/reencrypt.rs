@@ -1,20 +1,14 @@
 //! `cardvault keys reencrypt`
 
-use crate::ops::rotation::reencrypt::Pace;
-
-use super::Common;
 use super::progress::Shown;
+use super::{Common, Steps};
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     common: Common,
-    /// Rows that are stored in one transaction [default: 50, or 1000 without a pause].
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    batch: Option<u32>,
-    /// Milliseconds between batches, for others to write in.
-    #[arg(long, default_value_t = Pace::PAUSE_MS)]
-    pause_ms: u64,
+    #[command(flatten)]
+    steps: Steps,
     /// Print progress and result as lines of JSON.
     #[arg(long)]
     json: bool,
@@ -33,10 +27,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let pace = Pace::new(args.batch, args.pause_ms);
     super::note(&admin, "keys.reencrypt", "card", "begun").await?;
     let mut shown = Shown::new(args.json);
-    let done = admin.reencrypt(pace, &mut |progress| shown.step(progress)).await;
+    let done = admin.reencrypt(args.steps.pace(), &mut |progress| shown.step(progress)).await;
     shown.end();
     if let Ok(done) = &done {
         super::note(&admin, "keys.reencrypt", "card", &format!("done; moved {} rows", done.moved)).await?;

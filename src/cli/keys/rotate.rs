@@ -14,9 +14,9 @@ use crate::ops::rotation::Admin;
 use crate::ops::rotation::kek::{KekRotated, Target};
 use crate::ops::rotation::reencrypt::Pace;
 
-use super::Common;
 use super::custodians::{self, Custodians};
 use super::progress::Shown;
+use super::{Common, Steps};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -55,12 +55,8 @@ pub enum Command {
     Fingerprint {
         #[command(flatten)]
         common: Common,
-        /// Cards that are stored in one transaction [default: 50, or 1000 without a pause].
-        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        batch: Option<u32>,
-        /// Milliseconds between batches, for others to write in.
-        #[arg(long, default_value_t = Pace::PAUSE_MS)]
-        pause_ms: u64,
+        #[command(flatten)]
+        steps: Steps,
         /// Print progress and result as lines of JSON.
         #[arg(long)]
         json: bool,
@@ -115,10 +111,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             kek(&common, to, shares.zip(threshold), out.as_deref()).await
         }
         Command::Dek { common, purpose, .. } => dek(&common, purpose.purpose()).await,
-        Command::Fingerprint { common, batch, pause_ms, json, .. } => {
-            let pace = Pace::new(batch, pause_ms);
-            fingerprint(&common, pace, json).await
-        }
+        Command::Fingerprint { common, steps, json, .. } => fingerprint(&common, steps.pace(), json).await,
     }
 }
 
