@@ -53,6 +53,9 @@ pub const ROWS_A_SECOND: u32 = 2;
 /// Most certificates that a client may show, and most bytes of them: its own and a few authorities between.
 const MAX_CHAIN: usize = 6;
 const MAX_CHAIN_BYTES: usize = 16 * 1024;
+/// How long after its handshake, or its last answer, a connection of a listener that stops may still bring a
+/// request: no answer has told its caller to bring none.
+const REQUEST_ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// First and longest pause after an accept that failed (out of file descriptors, mostly).
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -147,11 +150,11 @@ impl Listener {
         self.local
     }
 
-    /// Serves `app` over TLS until `shutdown`; then accepts no more, closes idle connections, and
-    /// returns when the requests in flight are done or the grace is over. Each request carries a
-    /// `ConnectInfo<SocketAddr>` and, where clients have certificates, an `Arc<Peer>` and the connection's
-    /// `Arc<Standing>` as extensions. When the rules change, connections that they do not let in any more
-    /// end with the request that they are in.
+    /// Serves `app` over TLS until `shutdown`; then accepts no more, closes connections once they have been
+    /// idle for a second, and returns when the requests in flight are done or the grace is over. Each
+    /// request carries a `ConnectInfo<SocketAddr>` and, where clients have certificates, an `Arc<Peer>` and
+    /// the connection's `Arc<Standing>` as extensions. When the rules change, connections that they do not
+    /// let in any more end with the request that they are in.
     pub async fn serve(
         self,
         rules: impl Into<RuleSource>,
@@ -399,7 +402,7 @@ impl Shared {
                     }
                     return;
                 }
-                () = told_to_stop(&mut stopping), if !closing => closing = true,
+                () = stopped_and_quiet(&mut stopping, &activity), if !closing => closing = true,
                 () = changed(&mut rules), if !closing => match &peer {
                     Some((_, standing)) if !standing.may_stay() => closing = true,
                     _ => continue,
@@ -448,7 +451,8 @@ impl Shared {
         }
         // A router is always ready: it queues nothing.
         let mut response = self.app.clone().call(request).await?;
-        let leaving = self.leaving.as_ref().is_some_and(|leaving| *leaving.borrow());
+        let told = |by: &watch::Receiver<bool>| *by.borrow();
+        let leaving = self.leaving.as_ref().is_some_and(told) || told(&self.stopping);
         if leaving || in_chunks || standing.is_some_and(|standing| !standing.is_good()) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -464,6 +468,12 @@ impl Shared {
 async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
     // An error means that the listener is gone: stop too.
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Told to stop, and no request can be on its way any more.
+async fn stopped_and_quiet(stopping: &mut watch::Receiver<bool>, activity: &Activity) {
+    told_to_stop(stopping).await;
+    sleep_until(activity.idle_since() + REQUEST_ON_ITS_WAY).await;
 }
 
 /// Whether a connection is between requests, and since when.

@@ -486,6 +486,28 @@ async fn stopping_finishes_what_is_in_flight_and_closes_what_is_idle() {
     assert!(TcpStream::connect(edge.address).await.is_err());
 }
 
+/// A request may be on its way when the listener is told to stop, on a connection that had no answer to tell it so.
+#[tokio::test]
+async fn what_is_on_its_way_when_it_stops_is_answered() {
+    let mut edge = Edge::start(Limits::default()).await;
+    let client = edge.good_client();
+    let fresh = edge.connect(Some(&client)).await.unwrap();
+    let mut answered = edge.connect(Some(&client)).await.unwrap();
+    answered.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    assert!(!answered.some().await.contains("connection: close"));
+    edge.stop();
+    while TcpStream::connect(edge.address).await.is_ok() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    sleep(Duration::from_millis(50)).await;
+    for mut one in [fresh, answered] {
+        one.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let answer = String::from_utf8(one.rest().await).unwrap();
+        assert!(answer.contains("200 OK") && answer.contains("connection: close"), "{answer}");
+    }
+    (&mut edge.task).await.unwrap();
+}
+
 #[tokio::test]
 async fn the_grace_has_an_end() {
     let mut edge =
