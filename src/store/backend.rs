@@ -66,6 +66,11 @@ pub enum StoreError {
     /// The schema is behind, and is not to be changed by a server.
     #[error("the schema is behind: run `cardvault migrate`")]
     Behind,
+    /// What was overwritten is still in SQLite's log.
+    #[error(
+        "old rows are still in SQLite's log, since another program reads the database: end it, and run this again"
+    )]
+    OldRowsInLog,
     /// A migration failed.
     #[error("the database could not be migrated")]
     Migration(#[source] Box<sqlx::migrate::MigrateError>),
@@ -551,6 +556,21 @@ impl Db {
             Engine::Sqlite { writer, .. } => Some(writer),
             Engine::Postgres { .. } => None,
         }
+    }
+
+    /// Writes SQLite's log into its file and empties it. `false` where another program still reads a state that only
+    /// the log has, or is at the same: nothing tells of that but the answer.
+    pub(super) async fn empty_log(&self, writer: &Lender<Sqlite>) -> Result<bool, StoreError> {
+        let passage = self.enter(Work::Write).await?;
+        let mut lent = writer.lend().await.map_err(StoreError::NotBegun)?;
+        let connection = lent.connection()?;
+        // It keeps the write lock while it waits for readers, and callers wait for no longer than they always do.
+        sqlx::query("PRAGMA busy_timeout = 500").execute(&mut *connection).await?;
+        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(connection).await?;
+        // With its time to wait, and so not given back.
+        drop(lent);
+        leave(passage).await?;
+        Ok(Row::Sqlite(row).int("busy")? == 0)
     }
 
     /// Runs a whole transaction of SQLite's, and gives what its statements return. Where it is

@@ -168,10 +168,17 @@ pub async fn destroy_key(tx: &mut Tx, id: &DekId, now: Millis) -> Result<bool, S
 }
 
 /// Has the engine overwrite what it still keeps of rows that were changed: SQLite's log, PostgreSQL's dead
-/// rows. What is in backups and in PostgreSQL's own log goes with those.
+/// rows. What is in backups and in PostgreSQL's own log goes with those. [`StoreError::OldRowsInLog`] where SQLite
+/// could not for half a minute.
 pub async fn sweep_old_rows(db: &Db) -> Result<(), StoreError> {
-    if db.is_sqlite() {
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)", &[]).await?;
+    if let Some(writer) = db.sqlite() {
+        let end = tokio::time::Instant::now() + READERS;
+        while !db.empty_log(writer).await? {
+            if tokio::time::Instant::now() > end {
+                return Err(StoreError::OldRowsInLog);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     } else {
         db.execute("VACUUM data_keys", &[]).await?;
         db.execute("CHECKPOINT", &[]).await.or_else(|error| match error {
@@ -243,6 +250,8 @@ const LONG_WAIT: usize = 10;
 /// Every table that has sealed records ([`super::reseal::SOURCES`]).
 const LOCK: &str = "LOCK TABLE cards, payments, operations, notices IN SHARE MODE";
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long programs are waited for that read SQLite's database.
+const READERS: Duration = Duration::from_secs(30);
 
 /// Returns when every transaction that was writing records as this was called has ended. Those
 /// that write later have seen what was committed before the call.

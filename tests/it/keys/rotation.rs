@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::process::Stdio;
 use std::time::Duration;
 
+use sqlx::{Connection, SqliteConnection};
+
 use super::traffic::{Traffic, assert_whole};
 use super::{age_kek, assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
 use crate::support::vault::{TestVault, fresh_pan};
@@ -397,5 +399,37 @@ async fn no_sealed_column_is_forgotten() {
     missing.retain(|name| !known.contains(&name.as_str()) && !sealed.contains(name));
     assert!(missing.is_empty(), "not in store::reseal::SOURCES, and not known to be no record: {missing:?}");
     store.close().await;
+    vault.finish(&[]).await;
+}
+
+/// A program that reads an older state of SQLite's database keeps the end of a key from clearing the log. It is
+/// told, and mended by running the command again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destroyed_key_does_not_stay_in_sqlites_log() {
+    let db = Database::sqlite();
+    let vault = TestVault::start(&db).await;
+    vault.client("checkout").card(&fresh_pan()).await;
+    let dek = id(&status(&vault).await, "card", "active");
+    keys(&vault, &["rotate", "dek"]).await;
+    keys(&vault, &["reencrypt"]).await;
+    let wrapped = sql::bytes(&db, "data_keys", "wrapped", &format!("id = '{dek}'")).await;
+    let is_there = || {
+        ["cardvault.db", "cardvault.db-wal"].iter().any(|name| {
+            let file = std::fs::read(db.files.join(name)).expect("a file of SQLite");
+            file.windows(wrapped.len()).any(|part| part == wrapped)
+        })
+    };
+    let mut reader = SqliteConnection::connect(&db.url).await.expect("connect");
+    let mut run = async |text: &'static str| {
+        sqlx::query(text).execute(&mut reader).await.expect(text);
+    };
+    run("BEGIN").await;
+    run("SELECT * FROM data_keys").await;
+    let said = refused(&vault, &["destroy", &dek]).await;
+    assert!(said.contains("old rows are still in SQLite's log"), "{said}");
+    assert!(is_there());
+    run("COMMIT").await;
+    assert!(keys(&vault, &["destroy", &dek]).await.contains("destroyed before"));
+    assert!(!is_there());
     vault.finish(&[]).await;
 }
