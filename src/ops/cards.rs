@@ -1,6 +1,8 @@
 //! Cards: tokenise, read masked, update, hold a CVV, erase. This is the one place where a PAN is sealed
 //! and opened.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::card::Pan;
@@ -551,16 +553,19 @@ impl Vault {
         use_it: impl FnOnce(Instrument<'_>) -> T,
     ) -> Result<T, OpError> {
         let record = row.card_id.as_str();
+        let part: Part = |held| match held {
+            Held::Pan(held) => Some(&held.pan),
+            Held::Token { token, .. } => Some(token),
+        };
+        let found = self.with_its_key(merchant, row, part).await?;
+        let (dek, sealed) = found.ok_or(OpError::NotFound(None))?;
         match &row.held {
-            Held::Pan(held) => {
-                let dek = self.keys.of(&held.pan).await?;
-                let pan =
-                    envelope::open_pan(&dek, &Place { merchant, record, field: Field::Pan }, &held.pan)?;
+            Held::Pan(_) => {
+                let pan = envelope::open_pan(&dek, &Place { merchant, record, field: Field::Pan }, &sealed)?;
                 Ok(use_it(Instrument::Pan(&pan)))
             }
-            Held::Token { token, .. } => {
-                let dek = self.keys.of(token).await?;
-                let text = envelope::open(&dek, &Place { merchant, record, field: Field::Token }, token)?;
+            Held::Token { .. } => {
+                let text = envelope::open(&dek, &Place { merchant, record, field: Field::Token }, &sealed)?;
                 let text = std::str::from_utf8(text.expose())
                     .map(SecretText::from)
                     .map_err(|_| OpError::Internal(anyhow::anyhow!("a token is not text")))?;
@@ -575,14 +580,36 @@ impl Vault {
         merchant: &Merchant,
         row: &CardRow,
     ) -> Result<Option<Details>, OpError> {
-        let Held::Pan(held) = &row.held else { return Ok(None) };
-        let dek = self.keys.of(&held.details).await?;
+        let part: Part = |held| match held {
+            Held::Pan(held) => Some(&held.details),
+            Held::Token { .. } => None,
+        };
+        let Some((dek, sealed)) = self.with_its_key(merchant, row, part).await? else { return Ok(None) };
         let place = Place { merchant, record: row.card_id.as_str(), field: Field::Details };
-        let bytes = envelope::open(&dek, &place, &held.details)?;
+        let bytes = envelope::open(&dek, &place, &sealed)?;
         let text = std::str::from_utf8(bytes.expose()).ok();
         text.and_then(Details::from_json)
             .map(Some)
             .ok_or_else(|| OpError::Internal(anyhow::anyhow!("details cannot be read")))
+    }
+
+    /// A sealed part of a card, with its key. As the row was read, that may have been destroyed since: then the row is
+    /// read again.
+    async fn with_its_key<'a>(
+        &self,
+        merchant: &Merchant,
+        row: &'a CardRow,
+        part: Part,
+    ) -> Result<Option<(Arc<DataKey>, Cow<'a, Sealed>)>, OpError> {
+        let Some(sealed) = part(&row.held) else { return Ok(None) };
+        match self.keys.of(sealed).await {
+            Err(OpError::Internal(_)) => {
+                let now = Box::pin(self.live_card(merchant, &row.card_id)).await?;
+                let Some(sealed) = part(&now.held) else { return Ok(None) };
+                Ok(Some((self.keys.of(sealed).await?, Cow::Owned(sealed.clone()))))
+            }
+            key => Ok(Some((key?, Cow::Borrowed(sealed)))),
+        }
     }
 
     fn seal_details(&self, merchant: &Merchant, id: &CardId, details: &Details) -> Result<Sealed, OpError> {
@@ -622,6 +649,9 @@ impl Vault {
         })
     }
 }
+
+/// One of the sealed parts of what is held of a card.
+type Part = fn(&Held) -> Option<&Sealed>;
 
 /// A card that was stored just now: what its caller is shown, without reading it back.
 struct Stored {

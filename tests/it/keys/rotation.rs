@@ -1,14 +1,23 @@
 //! KEK and card keys.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use cardvault::app;
+use cardvault::base::clock::{SharedClock, SystemClock};
+use cardvault::ops::keys::DataKeys;
+use cardvault::ops::{Policy, Vault};
+use cardvault::store::backend::{Passage, Turn, Turnstile, Work};
+use serde_json::json;
 use sqlx::{Connection, SqliteConnection};
+use tokio::sync::Notify;
 
 use super::traffic::{Traffic, assert_whole};
 use super::{age_kek, assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
-use crate::support::vault::{TestVault, fresh_pan};
+use crate::support::vault::{TestVault, by_reference, fresh_pan};
 use crate::support::{Database, Engine, sql};
 
 /// The raw id of a key as the database shows it in hexadecimal, upper case.
@@ -432,4 +441,70 @@ async fn a_destroyed_key_does_not_stay_in_sqlites_log() {
     assert!(keys(&vault, &["destroy", &dek]).await.contains("destroyed before"));
     assert!(!is_there());
     vault.finish(&[]).await;
+}
+
+/// Lets everybody through but the next one, whom it holds until it is told.
+#[derive(Default)]
+struct Doorman {
+    holds: AtomicBool,
+    arrived: Notify,
+    told: Notify,
+}
+
+struct Through;
+
+impl Passage for Through {
+    fn leave(self: Box<Self>) -> Turn<'static, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Turnstile for Doorman {
+    fn enter(&self, _: Work) -> Turn<'_, Box<dyn Passage>> {
+        Box::pin(async {
+            if self.holds.swap(false, Ordering::SeqCst) {
+                self.arrived.notify_one();
+                self.told.notified().await;
+            }
+            Ok(Box::new(Through) as Box<dyn Passage>)
+        })
+    }
+}
+
+both_engines! {
+    /// A card was read, and before its key was at hand all records had another one, and that key was destroyed: the
+    /// card is read again.
+    async fn what_was_read_outlasts_its_key(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let (caller, pan) = (vault.client("checkout"), fresh_pan());
+        let card = caller.card(&pan).await;
+        let mut opening: serde_json::Value =
+            serde_json::from_str(&by_reference("OUTLASTS_1", "100", &card)).expect("JSON");
+        let consent = json!({ "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" });
+        opening["storedCredential"] =
+            json!({ "initiator": "CUSTOMER", "agreement": { "type": "SCHEDULED", "consent": consent } });
+        caller.post("/v1/payments", &opening.to_string()).await.expect(200);
+        // A process that knows no key but the first.
+        let doorman = Arc::new(Doorman::default());
+        let clock: SharedClock = Arc::new(SystemClock);
+        let rows = app::open_database(&vault.config).await.expect("a database");
+        let keks = Arc::new(app::keks(&vault.config).expect("a keyring"));
+        let door = rows.clone().through(doorman.clone());
+        let known = DataKeys::start(door, keks, &clock, vault.config.keys.policy()).await.expect("keys");
+        let late = Vault::new(rows, known, HashMap::new(), clock, Policy::default()).expect("a vault");
+        let renewed = async || {
+            keys(&vault, &["rotate", "dek"]).await;
+            keys(&vault, &["reencrypt"]).await;
+        };
+        renewed().await;
+        let second = id(&status(&vault).await, "card", "active");
+        doorman.holds.store(true, Ordering::SeqCst);
+        let looked = tokio::spawn(async move { late.tell_expiring_cards("").await.map(|_| ()) });
+        tokio::time::timeout(Duration::from_secs(30), doorman.arrived.notified()).await.expect("a look for a key");
+        renewed().await;
+        keys(&vault, &["destroy", &second]).await;
+        doorman.told.notify_one();
+        looked.await.expect("a task").expect("what was read is opened");
+        vault.finish(&[&pan]).await;
+    }
 }
