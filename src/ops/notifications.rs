@@ -13,6 +13,7 @@ use crate::base::bytes::length_prefixed;
 use crate::base::ids::{GatewayAccount, Merchant, PaymentRequestId};
 use crate::base::json::{self, Object, ObjectWriter};
 use crate::base::money::Amount;
+use crate::base::sealed::Sealed;
 use crate::base::secret::SecretBuf;
 use crate::crypto::aad::{Field, Place};
 use crate::crypto::keyring::{DataKey, Purpose, WrongPurpose};
@@ -324,10 +325,13 @@ impl Vault {
     ) -> Result<bool, OpError> {
         for _ in 0..TURNS {
             let epoch = self.keys.epoch();
-            let (digest, body) = self.sealed_notice(keep.merchant, keep.what, keep.scrubbed)?;
+            let digest_key = self.keys.active(Purpose::RequestMac)?;
+            let digest = notice_digest(&digest_key, keep.what)?;
+            let body = self.sealed_notice(keep.merchant, &digest, keep.scrubbed)?;
             let notice = NewNotice {
                 account: keep.account,
                 digest: &digest,
+                digest_key: digest_key.id(),
                 kind: keep.kind,
                 merchant: keep.merchant,
                 payment_request_id: keep.payment_request_id,
@@ -364,19 +368,12 @@ impl Vault {
         Ok(false)
     }
 
-    fn sealed_notice(
-        &self,
-        merchant: &Merchant,
-        what: &[u8],
-        scrubbed: &str,
-    ) -> Result<(String, crate::base::sealed::Sealed), OpError> {
-        let digest = notice_digest(&*self.keys.active(Purpose::RequestMac)?, what)?;
+    fn sealed_notice(&self, merchant: &Merchant, digest: &str, scrubbed: &str) -> Result<Sealed, OpError> {
         let record = format!("notice/{digest}");
         let place = Place { merchant, record: &record, field: Field::GatewayAnswer };
         let dek = self.keys.active(Purpose::Card)?;
         let text = SecretBuf::from_vec(scrubbed.as_bytes().to_vec());
-        let sealed = envelope::seal(&dek, &place, &text)?;
-        Ok((digest, sealed))
+        Ok(envelope::seal(&dek, &place, &text)?)
     }
 }
 

@@ -82,6 +82,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0051_numbered_at_once.sql"),
         include_str!("../../migrations/postgres/0051_numbered_at_once.sql"),
     ),
+    (
+        52,
+        "digest key",
+        include_str!("../../migrations/sqlite/0052_digest_key.sql"),
+        include_str!("../../migrations/postgres/0052_digest_key.sql"),
+    ),
 ];
 
 /// Numbers of the migrations that the database has not had yet, and of those that this program does not know;

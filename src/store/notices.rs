@@ -3,7 +3,7 @@
 
 use super::backend::{Arg, Db, StoreError, Tx};
 use crate::base::clock::Millis;
-use crate::base::ids::{GatewayAccount, Merchant};
+use crate::base::ids::{DekId, GatewayAccount, Merchant};
 use crate::base::sealed::Sealed;
 
 /// A notification to keep.
@@ -12,6 +12,8 @@ pub struct NewNotice<'a> {
     pub account: &'a GatewayAccount,
     /// Keyed digest of what makes it this one.
     pub digest: &'a str,
+    /// The key of the digest.
+    pub digest_key: &'a DekId,
     /// `notifyType`, as far as it is a known word.
     pub kind: &'a str,
     /// Whose payment it is about; `nobody` where that is not known.
@@ -27,8 +29,8 @@ pub struct NewNotice<'a> {
 /// Keeps a notification; `false` where it was kept before.
 pub async fn insert_notice(tx: &mut Tx, notice: &NewNotice<'_>) -> Result<bool, StoreError> {
     const SQL: &str = "INSERT INTO notices \
-         (account, digest, kind, merchant, payment_request_id, body, received_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (account, digest) DO NOTHING";
+         (account, digest, kind, merchant, payment_request_id, body, received_at, digest_key) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (account, digest) DO NOTHING";
     let args = [
         Arg::Text(notice.account.as_str()),
         Arg::Text(notice.digest),
@@ -37,6 +39,7 @@ pub async fn insert_notice(tx: &mut Tx, notice: &NewNotice<'_>) -> Result<bool, 
         Arg::TextOrNull(notice.payment_request_id),
         Arg::Bytes(notice.body.as_bytes()),
         Arg::Int(notice.now.0),
+        Arg::Text(notice.digest_key.as_str()),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }

@@ -114,7 +114,7 @@ impl Admin {
                 let mine = all.iter().filter(|(key, _)| key == row.id.as_str()).map(|(_, count)| count);
                 (
                     mine.sum(),
-                    "payments tell their repeats by it, or cards are found by it; it stays as long as they do",
+                    "payments, cards or kept notifications are known again by it; it stays as long as they do",
                 )
             }
             Some(Purpose::Audit) => {

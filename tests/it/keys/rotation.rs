@@ -11,12 +11,14 @@ use cardvault::base::clock::{SharedClock, SystemClock};
 use cardvault::ops::keys::DataKeys;
 use cardvault::ops::{Policy, Vault};
 use cardvault::store::backend::{Passage, Turn, Turnstile, Work};
+use cardvault::store::migrate;
 use serde_json::json;
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::Notify;
 
 use super::traffic::{Traffic, assert_whole};
 use super::{age_kek, assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
+use crate::support::notices::Posted;
 use crate::support::vault::{TestVault, by_reference, fresh_pan};
 use crate::support::{Database, Engine, sql};
 
@@ -505,6 +507,42 @@ both_engines! {
         keys(&vault, &["destroy", &second]).await;
         doorman.told.notify_one();
         looked.await.expect("a task").expect("what was read is opened");
+        vault.finish(&[&pan]).await;
+    }
+
+    /// A dispute that was told is known again by a key that no payment has: it stays as long as that is kept, also of
+    /// those that an older version kept.
+    async fn the_key_of_a_kept_notification_stays(db: Database) {
+        let vault = TestVault::start_notified(&db, &[]).await;
+        let (caller, pan) = (vault.client("checkout"), fresh_pan());
+        let card = caller.card(&pan).await;
+        caller.post("/v1/payments", &by_reference("KEPT_1", "30000", &card)).await.expect(200);
+        let rotate = ["rotate", "dek", "--purpose", "request-mac"];
+        keys(&vault, &rotate).await;
+        let second = id(&status(&vault).await, "request_mac", "active");
+        let result = json!({ "resultCode": "SUCCESS", "resultStatus": "S", "resultMessage": "" });
+        let told = json!({
+            "notifyType": "DISPUTE_CREATED", "paymentRequestId": "KEPT_1", "disputeId": "D_1", "result": result,
+        });
+        let dispute = Posted::new(told.to_string());
+        dispute.send(&vault).await.expect(200);
+        keys(&vault, &rotate).await;
+        let third = id(&status(&vault).await, "request_mac", "active");
+        dispute.send(&vault).await.expect(200);
+        assert_eq!(number(&db, "SELECT count(*) FROM notices").await, 1);
+        assert_eq!(rows(&status(&vault).await, &second), 1);
+        assert!(refused(&vault, &["destroy", &second]).await.contains("kept notifications"));
+        let store = app::open_database(&vault.config).await.expect("a database");
+        let column = "SELECT digest_key FROM notices";
+        assert_eq!(sql::rows(&db, column).await, [[Some(second.clone())]]);
+        for as_before in ["ALTER TABLE notices DROP COLUMN digest_key", "DELETE FROM _sqlx_migrations WHERE version = 52"] {
+            store.execute(as_before, &[]).await.expect(as_before);
+        }
+        migrate::run(&store).await.expect("a migration");
+        assert_eq!(sql::rows(&db, column).await, [[Some(second.clone())]]);
+        sql::execute(&db, "DELETE FROM notices").await;
+        keys(&vault, &["destroy", &second]).await;
+        assert_eq!(id(&status(&vault).await, "request_mac", "active"), third);
         vault.finish(&[&pan]).await;
     }
 }
