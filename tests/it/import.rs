@@ -250,6 +250,11 @@ both_engines! {
             let done = vault.run(&all).await;
             assert!(done.status.code() == Some(1) && String::from_utf8_lossy(&done.stderr).contains(told), "{done:?}");
         }
+        // One that fails on its way is no success in the trail.
+        let failed = "SELECT COUNT(*) FROM audit WHERE action = 'cards.import' AND outcome = 'refused' AND detail = 'failed'";
+        assert_eq!(number(&db, failed).await, 0);
+        let (code, said) = import(&vault, &[&input, "--mapping", "/dev/full"]).await;
+        assert!(code == Some(1) && number(&db, failed).await == 1, "{said}");
         std::fs::set_permissions(&input, std::fs::Permissions::from_mode(0o644)).expect("a mode");
         assert!(import(&vault, &[&input, "--dry-run"]).await.1.contains("chmod 600"));
         vault.finish(&secrets).await;

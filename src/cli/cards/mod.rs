@@ -71,17 +71,16 @@ async fn recorded<T>(
     let user = format!("uid-{}", rustix::process::getuid().as_raw());
     let actor = Actor { merchant: merchant.cloned(), ..Actor::at_console(&user, origin()) };
     acting(actor, async {
-        let note = async |detail: &str| {
-            let entry = Entry::done(action, about).with(detail);
+        let note = async |entry: Entry| {
             patiently(|| vault.note_alone(&entry)).await.context("recording this in the audit trail")
         };
-        note("begun").await?;
+        note(Entry::done(action, about).with("begun")).await?;
         let done = work.await;
-        let said = match &done {
-            Ok((_, said)) => said.clone(),
-            Err(_) => "failed".to_owned(),
-        };
-        let ended = note(&said).await;
+        let ended = note(match &done {
+            Ok((_, said)) => Entry::done(action, about).with(said),
+            Err(_) => Entry::refused(action, "failed").about(about),
+        })
+        .await;
         if let Err(error) = vault.keys.report_uses().await {
             eprintln!("cardvault: what the keys were used for could not be reported: {error}");
         }
