@@ -11,23 +11,25 @@ use super::load;
 use super::vault::{Numbers, reading, tokenising};
 use super::{Ground, Options, head, line, median, say};
 
-/// Rows of one statement.
-const CHUNK: u64 = 10_000;
-/// Cards that are stored by the vault itself before each of them, to be read.
-const REAL: usize = 20;
+/// Rows of one statement. SQLite writes every page that a transaction has touched, and of indexes over random values
+/// those are most; not more, since the vault waits for it.
+const CHUNK: [u64; 2] = [10_000, 100_000];
+/// Rows after which the vault itself stores a card, to be read.
+const REAL: u64 = 500;
 
 /// Measures at each size, in the order in which they were given.
 pub async fn measure(options: &Options, ground: &Ground) {
     let mut numbers = Numbers::new();
     let mut cards = Vec::new();
-    store(ground, &mut numbers, &mut cards).await;
+    store(ground, 20, &mut numbers, &mut cards).await;
+    let chunk = CHUNK[usize::from(ground.cluster.is_none())];
     let widths = ground.widths().await;
     let mut have = 0;
     for &size in &options.growth {
         let begin = Instant::now();
         while have < size {
-            let more = CHUNK.min(size - have);
-            store(ground, &mut numbers, &mut cards).await;
+            let more = chunk.min(size - have);
+            store(ground, more.div_ceil(REAL), &mut numbers, &mut cards).await;
             for statement in fill(ground, widths, have, more) {
                 ground.execute(&statement).await;
             }
@@ -60,8 +62,8 @@ pub async fn measure(options: &Options, ground: &Ground) {
 }
 
 /// Stores cards as callers do.
-async fn store(ground: &Ground, numbers: &mut Numbers, cards: &mut Vec<String>) {
-    for pan in numbers.take(REAL) {
+async fn store(ground: &Ground, count: u64, numbers: &mut Numbers, cards: &mut Vec<String>) {
+    for pan in numbers.take(usize::try_from(count).expect("few")) {
         cards.push(ground.card(&pan).await);
     }
 }

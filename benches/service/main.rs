@@ -192,6 +192,8 @@ impl Ground {
             connection.close().await.expect("close");
         } else {
             let mut connection = SqliteConnection::connect(&self.url).await.expect("a connection");
+            // What a large transaction touches is written once.
+            sqlx::query("PRAGMA cache_size = -2000000").execute(&mut connection).await.expect("a cache");
             sqlx::query(statement).execute(&mut connection).await.expect("a statement");
             connection.close().await.expect("close");
         }
