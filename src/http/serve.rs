@@ -53,9 +53,6 @@ pub const ROWS_A_SECOND: u32 = 2;
 /// Most certificates that a client may show, and most bytes of them: its own and a few authorities between.
 const MAX_CHAIN: usize = 6;
 const MAX_CHAIN_BYTES: usize = 16 * 1024;
-/// How long after its handshake, or its last answer, a connection of a listener that stops may still bring a
-/// request: no answer has told its caller to bring none.
-const REQUEST_ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// First and longest pause after an accept that failed (out of file descriptors, mostly).
 const ACCEPT_PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -72,6 +69,9 @@ pub struct Limits {
     /// counts. A connection that is closed keeps no card data in its buffers. An answer must have been
     /// read within this and `header_timeout` together, counted from the end of its handler.
     pub idle_timeout: Duration,
+    /// How long after its handshake, or its last answer, a connection may bring a request though the listener is told
+    /// to stop: no answer has told its caller to bring none.
+    pub quiet: Duration,
     /// How long requests in flight may take to finish once the listener is told to stop.
     pub shutdown_grace: Duration,
     /// Open connections, those in their handshake included. One more takes the place of the one that has
@@ -99,6 +99,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(10),
+            quiet: Duration::from_secs(1),
             shutdown_grace: Duration::from_secs(30),
             max_connections: 1024,
             max_per_address: 768,
@@ -151,7 +152,7 @@ impl Listener {
     }
 
     /// Serves `app` over TLS until `shutdown`; then accepts no more, closes connections once they have been
-    /// idle for a second, and returns when the requests in flight are done or the grace is over. Each
+    /// idle for [`Limits::quiet`], and returns when the requests in flight are done or the grace is over. Each
     /// request carries a `ConnectInfo<SocketAddr>` and, where clients have certificates, an `Arc<Peer>` and
     /// the connection's `Arc<Standing>` as extensions. When the rules change, connections that they do not
     /// let in any more end with the request that they are in.
@@ -402,7 +403,7 @@ impl Shared {
                     }
                     return;
                 }
-                () = stopped_and_quiet(&mut stopping, &activity), if !closing => closing = true,
+                () = stopped_and_quiet(&mut stopping, &activity, limits.quiet), if !closing => closing = true,
                 () = changed(&mut rules), if !closing => match &peer {
                     Some((_, standing)) if !standing.may_stay() => closing = true,
                     _ => continue,
@@ -470,10 +471,10 @@ async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
-/// Told to stop, and no request can be on its way any more.
-async fn stopped_and_quiet(stopping: &mut watch::Receiver<bool>, activity: &Activity) {
+/// Told to stop, and idle for so long.
+async fn stopped_and_quiet(stopping: &mut watch::Receiver<bool>, activity: &Activity, quiet: Duration) {
     told_to_stop(stopping).await;
-    sleep_until(activity.idle_since() + REQUEST_ON_ITS_WAY).await;
+    sleep_until(activity.idle_since() + quiet).await;
 }
 
 /// Whether a connection is between requests, and since when.

@@ -466,7 +466,7 @@ async fn an_address_has_so_many_connections() {
 
 #[tokio::test]
 async fn stopping_finishes_what_is_in_flight_and_closes_what_is_idle() {
-    let mut edge = Edge::start(Limits::default()).await;
+    let mut edge = Edge::start(Limits { quiet: Duration::from_millis(50), ..Limits::default() }).await;
     let client = edge.good_client();
     let mut idle = edge.connect(Some(&client)).await.unwrap();
     idle.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
@@ -489,7 +489,7 @@ async fn stopping_finishes_what_is_in_flight_and_closes_what_is_idle() {
 /// A request may be on its way when the listener is told to stop, on a connection that had no answer to tell it so.
 #[tokio::test]
 async fn what_is_on_its_way_when_it_stops_is_answered() {
-    let mut edge = Edge::start(Limits::default()).await;
+    let mut edge = Edge::start(Limits { quiet: Duration::from_secs(10), ..Limits::default() }).await;
     let client = edge.good_client();
     let fresh = edge.connect(Some(&client)).await.unwrap();
     let mut answered = edge.connect(Some(&client)).await.unwrap();
