@@ -1,5 +1,3 @@
--- By which request-MAC key a kept notification is known again: while there is one, its key is needed.
+-- By which request-MAC key a kept notification is known again: while there is one, its key is needed. Where it is not
+-- known, of those from before and of servers that do not know the column yet, it is the newest of its time.
 ALTER TABLE notices ADD COLUMN digest_key TEXT;
-UPDATE notices SET digest_key = (
-    SELECT id FROM data_keys WHERE purpose = 'request_mac' AND created_at <= notices.received_at
-    ORDER BY created_at DESC LIMIT 1);

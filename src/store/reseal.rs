@@ -303,11 +303,14 @@ pub async fn count_by_key(db: &Db, source: &Source) -> Result<Vec<(Vec<u8>, u64)
 /// How many payments, operations, cards that only Antom holds, and kept notifications are known again by each
 /// request-MAC key.
 pub async fn count_meanings(db: &Db) -> Result<Vec<(String, u64)>, StoreError> {
+    // An older version kept notifications without the key of their digest: it was the newest one then.
     const SQL: &str = "SELECT meaning_key, count(*) AS n FROM ( \
          SELECT meaning_key FROM payments UNION ALL \
          SELECT token_digest_key FROM cards WHERE token_digest_key IS NOT NULL UNION ALL \
-         SELECT digest_key FROM notices WHERE digest_key IS NOT NULL UNION ALL \
-         SELECT meaning_key FROM operations WHERE meaning_key IS NOT NULL) AS meanings GROUP BY meaning_key";
+         SELECT COALESCE(digest_key, (SELECT id FROM data_keys \
+             WHERE purpose = 'request_mac' AND created_at <= notices.received_at \
+             ORDER BY created_at DESC LIMIT 1)) FROM notices UNION ALL \
+         SELECT meaning_key FROM operations) AS meanings WHERE meaning_key IS NOT NULL GROUP BY meaning_key";
     let rows = db.list(SQL, &[]).await?;
     let count = |row: &Row| Ok((row.text("meaning_key")?, u64::try_from(row.int("n")?).unwrap_or_default()));
     rows.iter().map(count).collect()
