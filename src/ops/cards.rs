@@ -426,7 +426,11 @@ impl Vault {
         page.truncate(usize::try_from(limit).unwrap_or_default());
         let mut cards = Vec::with_capacity(page.len());
         for row in &page {
-            cards.push(self.masked(merchant, row).await?);
+            match self.masked(merchant, row).await {
+                // Erased meanwhile.
+                Err(OpError::NotFound(_)) => {}
+                card => cards.push(card?),
+            }
         }
         Ok((cards, more))
     }
@@ -594,7 +598,7 @@ impl Vault {
     }
 
     /// A sealed part of a card, with its key. As the row was read, that may have been destroyed since: then the row is
-    /// read again.
+    /// read again. [`OpError::NotFound`] where the card was erased meanwhile.
     async fn with_its_key<'a>(
         &self,
         merchant: &Merchant,

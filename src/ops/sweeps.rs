@@ -56,7 +56,12 @@ impl Vault {
         let full = i64::try_from(page.len()).unwrap_or(i64::MAX) >= PAGE;
         for (merchant, row, told) in page {
             last = Some(row.card_id.to_string());
-            let Some(details) = self.open_details(&merchant, &row).await? else { continue };
+            let details = match self.open_details(&merchant, &row).await {
+                Ok(Some(details)) => details,
+                // Erased meanwhile.
+                Ok(None) | Err(OpError::NotFound(_)) => continue,
+                Err(error) => return Err(error),
+            };
             let month = format!("20{}-{}", details.expiry.year_text(), details.expiry.month_text());
             if told.as_deref() == Some(month.as_str()) || !expires_soon(&details, now) {
                 continue;

@@ -17,7 +17,7 @@ use crate::store::cards::{CardRow, Held, find_card};
 use super::super::Vault;
 use super::super::error::OpError;
 use super::brings_card_data;
-use super::prepare::{Deal, check_claims, check_hosted_page, check_token_claims};
+use super::prepare::{Deal, check_claims, check_hosted_page, check_token_claims, or_unknown};
 
 /// What a payment would send.
 pub struct DryRun {
@@ -120,13 +120,14 @@ impl Vault {
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
         request.pays_by_token = matches!(row.held, Held::Token { .. });
         let flags = self.flags(merchant, &request, deal, Some(id), row.typed_at).await?;
-        let details = self.open_details(merchant, &row).await?;
+        let details = self.open_details(merchant, &row).await.map_err(or_unknown)?;
         check_claims(&request, details.as_ref())?;
         let find = |card: Instrument<'_>| match card {
             Instrument::Pan(pan) => request.find_outside_card(pan),
             Instrument::Token(_) => None,
         };
-        let outside: Option<FieldFault> = self.with_instrument(merchant, &row, find).await?;
+        let outside: Option<FieldFault> =
+            self.with_instrument(merchant, &row, find).await.map_err(or_unknown)?;
         if let Some(fault) = outside {
             return Err(OpError::Invalid(vec![fault]));
         }

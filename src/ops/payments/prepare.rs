@@ -305,13 +305,13 @@ impl Vault {
         request.pays_by_token = matches!(row.held, Held::Token { .. });
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
         let flags = self.flags_for(request, deal, Some(&id), &facts(typed_at, Some(past)))?;
-        let details = self.open_details(merchant, &row).await?;
+        let details = self.open_details(merchant, &row).await.map_err(or_unknown)?;
         check_claims(request, details.as_ref())?;
         let find = |card: Instrument<'_>| match card {
             Instrument::Pan(pan) => request.find_outside_card(pan),
             Instrument::Token(_) => None,
         };
-        let outside = self.with_instrument(merchant, &row, find).await?;
+        let outside = self.with_instrument(merchant, &row, find).await.map_err(or_unknown)?;
         if let Some(fault) = outside {
             return Err(OpError::Invalid(vec![fault]));
         }
@@ -486,7 +486,7 @@ impl Vault {
             Some(Number::Typed(pan)) => template.fill(Some(Instrument::Pan(pan)), &request.sensitive),
             Some(Number::Stored(row)) => {
                 let fill = |card: Instrument<'_>| template.fill(Some(card), &request.sensitive);
-                self.with_instrument(merchant, row, fill).await?
+                self.with_instrument(merchant, row, fill).await.map_err(or_unknown)?
             }
         };
         let name = format!("{}/{}", self.instance, InstanceId::make()?);
@@ -769,6 +769,11 @@ pub(super) fn check_hosted_page(request: &PayRequest, deal: &Deal) -> Result<(),
 
 pub(super) fn unknown_card() -> OpError {
     OpError::NotFound(Some(FieldFault::at("/paymentMethod/paymentMethodId", "not_found")))
+}
+
+/// What a card's erasure, between its row and its opening, is to who pays with it.
+pub(super) fn or_unknown(error: OpError) -> OpError {
+    if matches!(error, OpError::NotFound(None)) { unknown_card() } else { error }
 }
 
 /// What the caller says of a referenced card must be what is stored.
