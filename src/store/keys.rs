@@ -169,26 +169,40 @@ pub async fn destroy_key(tx: &mut Tx, id: &DekId, now: Millis) -> Result<bool, S
 
 /// Has the engine overwrite what it still keeps of rows that were changed: SQLite's log, PostgreSQL's dead
 /// rows. What is in backups and in PostgreSQL's own log goes with those. [`StoreError::OldRowsInLog`] where SQLite
-/// could not for half a minute.
-pub async fn sweep_old_rows(db: &Db) -> Result<(), StoreError> {
+/// could not for ten seconds.
+pub async fn sweep_old_rows(db: &Db) -> Result<Swept, StoreError> {
     if let Some(writer) = db.sqlite() {
         let end = tokio::time::Instant::now() + READERS;
         while !db.empty_log(writer).await? {
             if tokio::time::Instant::now() > end {
                 return Err(StoreError::OldRowsInLog);
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(BETWEEN).await;
         }
+        Ok(Swept::Yes)
     } else {
+        let owner = db.find(IS_OWNER, &[]).await?.ok_or(StoreError::Damaged)?.int("is_owner")? == 1;
         db.execute("VACUUM data_keys", &[]).await?;
         db.execute("CHECKPOINT", &[]).await.or_else(|error| match error {
             // Only a superuser may; the next checkpoint comes by itself.
             StoreError::Refused(_) => Ok(0),
             other => Err(other),
         })?;
+        Ok(if owner { Swept::Yes } else { Swept::ByOwner })
     }
-    Ok(())
 }
+
+/// What became of what the engine still kept of old rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    /// It is overwritten, but for what an older transaction of PostgreSQL's still sees.
+    Yes,
+    /// PostgreSQL keeps it until the owner of the tables has them vacuumed, which this role may not.
+    ByOwner,
+}
+
+const IS_OWNER: &str = "SELECT CASE WHEN pg_has_role(relowner, 'USAGE') THEN 1 ELSE 0 END::bigint AS is_owner \
+     FROM pg_class WHERE oid = 'data_keys'::regclass";
 
 /// Puts keys that are wrapped under another KEK in the place of what was read; how many were still as they were
 /// read.
@@ -251,7 +265,9 @@ const LONG_WAIT: usize = 10;
 const LOCK: &str = "LOCK TABLE cards, payments, operations, notices IN SHARE MODE";
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long programs are waited for that read SQLite's database.
-const READERS: Duration = Duration::from_secs(30);
+const READERS: Duration = Duration::from_secs(10);
+/// The pause between two tries, in each of which nobody can write for half a second.
+const BETWEEN: Duration = Duration::from_secs(2);
 
 /// Returns when every transaction that was writing records as this was called has ended. Those
 /// that write later have seen what was committed before the call.

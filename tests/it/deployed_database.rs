@@ -195,6 +195,7 @@ async fn the_deployed_role_is_enough_and_no_more() {
     let old = old.expect("a key that only opens");
     let done = vault.run(&["keys", "destroy", &old]).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).contains("run `VACUUM data_keys`"), "{done:?}");
     checkout.post("/v1/payments", &by_reference("ROLE_3", "100", &card)).await.expect(200);
 
     // A restart migrates nothing, and may.

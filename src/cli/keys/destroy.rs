@@ -2,6 +2,7 @@
 
 use crate::base::ids::{DekId, KekId};
 use crate::ops::rotation::destroy::Destroyed;
+use crate::store::keys::Swept;
 
 use super::Common;
 
@@ -45,17 +46,23 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     match done {
         Destroyed::Would => println!("nothing needs {}; without --dry-run it would be destroyed", args.key),
-        Destroyed::Before => println!("{} was destroyed before, or never in this keyring", args.key),
-        Destroyed::Now if args.key.starts_with(KekId::PREFIX) => println!(
+        Destroyed::Before(_) => println!("{} was destroyed before, or never in this keyring", args.key),
+        Destroyed::Now(_) if args.key.starts_with(KekId::PREFIX) => println!(
             "destroyed {}: it is out of this keyring; take it out of every copy of the keyring too. Backups of \
              the database from before its rotation can then not be opened any more",
             args.key
         ),
-        Destroyed::Now => println!(
+        Destroyed::Now(_) => println!(
             "destroyed {}: its wrapped bytes are gone from the database. A backup of the database from before \
              still has them; it becomes noise once the KEK that wrapped them is destroyed too",
             args.key
         ),
+    }
+    if let Destroyed::Now(Swept::ByOwner) | Destroyed::Before(Swept::ByOwner) = done {
+        println!(
+            "PostgreSQL keeps the old row until it is vacuumed, which this role may not: have the owner of the \
+             tables run `VACUUM data_keys`"
+        );
     }
     Ok(())
 }

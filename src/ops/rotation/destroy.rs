@@ -14,7 +14,7 @@ use crate::crypto::keyring::{KeyState, Purpose};
 use crate::model::audit::Entry;
 use crate::ops::keys::{DataKeysError, apart};
 use crate::store::keys::{
-    KeyRow, destroy_key, epoch, find_key, list_keys, raise_epoch, sweep_old_rows, wait_for_writers,
+    KeyRow, Swept, destroy_key, epoch, find_key, list_keys, raise_epoch, sweep_old_rows, wait_for_writers,
 };
 use crate::store::{audit, fingerprints, reseal};
 
@@ -31,9 +31,9 @@ const CLEARED: i64 = 500;
 #[derive(Debug, PartialEq, Eq)]
 pub enum Destroyed {
     /// It is gone.
-    Now,
+    Now(Swept),
     /// It was gone before.
-    Before,
+    Before(Swept),
     /// Nothing needs it; it would be gone without `dry_run`.
     Would,
 }
@@ -46,11 +46,8 @@ impl Admin {
         })?;
         let purpose = Purpose::parse(&row.purpose);
         match (KeyState::parse(&row.state), purpose) {
-            (Some(KeyState::Destroyed), _) if dry_run => return Ok(Destroyed::Before),
-            (Some(KeyState::Destroyed), _) => {
-                self.finish(&row).await?;
-                return Ok(Destroyed::Before);
-            }
+            (Some(KeyState::Destroyed), _) if dry_run => return Ok(Destroyed::Before(Swept::Yes)),
+            (Some(KeyState::Destroyed), _) => return Ok(Destroyed::Before(self.finish(&row).await?)),
             (Some(KeyState::DecryptOnly), Some(_)) => {}
             _ => {
                 return Err(RotationError::Refused(format!(
@@ -74,13 +71,13 @@ impl Admin {
         } else {
             tx.rollback().await?;
         }
-        self.finish(&row).await?;
-        Ok(if gone { Destroyed::Now } else { Destroyed::Before })
+        let swept = self.finish(&row).await?;
+        Ok(if gone { Destroyed::Now(swept) } else { Destroyed::Before(swept) })
     }
 
     /// What follows a key's end, and is done again where it was cut off: servers forget the key, its
     /// fingerprints go, and the engine overwrites what it kept of the row.
-    async fn finish(&self, row: &KeyRow) -> Result<(), RotationError> {
+    async fn finish(&self, row: &KeyRow) -> Result<Swept, RotationError> {
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
         if row.purpose == Purpose::Fingerprint.as_str() {
@@ -178,7 +175,11 @@ impl Admin {
     pub async fn destroy_kek(&self, id: &KekId, dry_run: bool) -> Result<Destroyed, RotationError> {
         let _lock = file::lock(self.keks.path())?;
         let keyring = self.keks.read_again()?;
-        let Some(kek) = keyring.find(id) else { return Ok(Destroyed::Before) };
+        let Some(kek) = keyring.find(id) else {
+            // What follows its end is done again, where that was cut off or could not be done.
+            let swept = if dry_run { Swept::Yes } else { sweep_old_rows(&self.db).await? };
+            return Ok(Destroyed::Before(swept));
+        };
         if keyring.active() == id {
             return Err(RotationError::Refused(format!(
                 "{id} is in use; run `cardvault keys rotate kek` first"
@@ -205,7 +206,6 @@ impl Admin {
         self.begin_epoch(&Entry::done("keys.destroy", id.as_str()).with("a kek")).await?;
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
-        sweep_old_rows(&self.db).await?;
-        Ok(Destroyed::Now)
+        Ok(Destroyed::Now(sweep_old_rows(&self.db).await?))
     }
 }
