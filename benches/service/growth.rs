@@ -33,6 +33,9 @@ pub async fn measure(options: &Options, ground: &Ground) {
             for statement in fill(ground, widths, have, more) {
                 ground.execute(&statement).await;
             }
+            if ground.cluster.is_none() {
+                ground.settle().await;
+            }
             have += more;
         }
         if ground.cluster.is_some() {
