@@ -13,7 +13,8 @@ use super::{Ground, Options, head, line, median, say};
 
 /// Rows of one statement. SQLite writes every page that a transaction has touched, and of indexes over random values
 /// those are most; not more, since the vault waits for it.
-const CHUNK: [u64; 2] = [10_000, 100_000];
+const CHUNK: u64 = 10_000;
+const CHUNK_OF_SQLITE: u64 = 100_000;
 /// Rows after which the vault itself stores a card, to be read.
 const REAL: u64 = 500;
 
@@ -22,7 +23,7 @@ pub async fn measure(options: &Options, ground: &Ground) {
     let mut numbers = Numbers::new();
     let mut cards = Vec::new();
     store(ground, 20, &mut numbers, &mut cards).await;
-    let chunk = CHUNK[usize::from(ground.cluster.is_none())];
+    let chunk = if ground.cluster.is_some() { CHUNK } else { CHUNK_OF_SQLITE };
     let widths = ground.widths().await;
     let mut have = 0;
     for &size in &options.growth {

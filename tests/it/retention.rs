@@ -15,7 +15,7 @@ use cardvault::store::retention::Place;
 use serde_json::{Value, json};
 
 use super::support::sql::number;
-use super::support::vault::{Caller, TestVault, by_reference, fresh_pan, last_json, typed};
+use super::support::vault::{Caller, TestVault, by_reference, fresh_pan, last_json, opening, typed};
 use super::support::{Database, eventually, sql};
 
 const HOUR_MS: i64 = 3_600_000;
@@ -33,14 +33,6 @@ async fn age(db: &Database, card: &str, by: i64) {
     let times = ["typed_at", "created_at", "updated_at", "used_at"].map(older).join(", ");
     assert_eq!(sql::execute(db, &format!("UPDATE cards SET {times} WHERE card_id = '{card}'")).await, 1);
     sql::execute(db, &format!("UPDATE payments SET {} WHERE card_id = '{card}'", older("created_at"))).await;
-}
-
-/// A payment that opens an agreement, by a request that names or types a card.
-fn opening(request: &str) -> String {
-    let terms = json!({ "type": "SCHEDULED", "consent": { "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" } });
-    let mut request: Value = serde_json::from_str(request).expect("JSON");
-    request["storedCredential"] = json!({ "initiator": "CUSTOMER", "agreement": terms });
-    request.to_string()
 }
 
 async fn agreement(checkout: &Caller, id: &str, card: &str) -> String {

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use super::traffic::{Traffic, assert_whole};
 use super::{age_kek, assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
 use crate::support::notices::Posted;
-use crate::support::vault::{TestVault, by_reference, fresh_pan};
+use crate::support::vault::{TestVault, by_reference, fresh_pan, opening};
 use crate::support::{Database, Engine, sql};
 
 /// The raw id of a key as the database shows it in hexadecimal, upper case.
@@ -486,12 +486,7 @@ both_engines! {
         let vault = TestVault::start(&db).await;
         let (caller, pan) = (vault.client("checkout"), fresh_pan());
         let card = caller.card(&pan).await;
-        let mut opening: serde_json::Value =
-            serde_json::from_str(&by_reference("OUTLASTS_1", "100", &card)).expect("JSON");
-        let consent = json!({ "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" });
-        opening["storedCredential"] =
-            json!({ "initiator": "CUSTOMER", "agreement": { "type": "SCHEDULED", "consent": consent } });
-        caller.post("/v1/payments", &opening.to_string()).await.expect(200);
+        caller.post("/v1/payments", &opening(&by_reference("OUTLASTS_1", "100", &card))).await.expect(200);
         // A process that knows no key but the first.
         let doorman = Arc::new(Doorman::default());
         let clock: SharedClock = Arc::new(SystemClock);

@@ -16,7 +16,7 @@ use cardvault::sandbox::{NotifyOptions, Options, Sandbox};
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -543,6 +543,14 @@ pub fn sample_with(id: &str, value: &str) -> String {
     SAMPLE
         .replace("PAY_20221114141714891", id)
         .replace("\"value\": \"30000\"", &format!("\"value\": \"{value}\""))
+}
+
+/// A payment that opens an agreement, by a request that names or types a card.
+pub fn opening(request: &str) -> String {
+    let terms = json!({ "type": "SCHEDULED", "consent": { "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" } });
+    let mut request: Value = serde_json::from_str(request).expect("JSON");
+    request["storedCredential"] = json!({ "initiator": "CUSTOMER", "agreement": terms });
+    request.to_string()
 }
 
 /// The sample as a payment by reference.
