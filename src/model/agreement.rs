@@ -12,7 +12,7 @@ use crate::base::ids::AgreementId;
 use crate::base::json::{self, Object};
 use crate::base::money::Amount;
 
-use super::misplaced::{Spot, find_misplaced};
+use super::misplaced::{Spot, find_misplaced, has_pan_in, holds_number};
 
 /// Largest consent record, in bytes.
 const CONSENT_BYTES: usize = 4096;
@@ -158,6 +158,14 @@ pub struct Terms {
     pub expires_at: Option<Millis>,
 }
 
+impl Terms {
+    /// Whether this number stands in what the merchant wrote.
+    fn hold(&self, pan: &Pan) -> bool {
+        has_pan_in(&self.consent, pan)
+            || self.interval.as_deref().is_some_and(|interval| has_pan_in(interval, pan))
+    }
+}
+
 /// `storedCredential` of a pay request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredCredential {
@@ -270,7 +278,7 @@ fn read_consent(object: &Object<'_>, now: Millis, faults: &mut Vec<FieldFault>) 
     if raw.len() > CONSENT_BYTES {
         fault(faults, HERE, "too_long");
     }
-    if !find_pans(raw).is_empty() {
+    if holds_number(raw) {
         fault(faults, HERE, "card_data_outside_card");
     }
     let accepted = consent.get("acceptedAt").and_then(json::string).and_then(|text| parse_time(&text));
@@ -358,6 +366,10 @@ pub fn read_brought(raw: &str, at: &str, pan: Option<&Pan>, now: Millis) -> Resu
     let is_charged = terms.as_ref().is_some_and(|terms| terms.kind != AgreementType::CardOnFile);
     if is_charged && object.as_ref().is_some_and(|object| object.get(CHAIN).is_none()) {
         fault(&mut faults, &format!("/agreement/{CHAIN}"), "required");
+    }
+    // Numbers of a brand that is not known are found by the card's own alone.
+    if pan.is_some_and(|pan| terms.as_ref().is_some_and(|terms| terms.hold(pan))) {
+        fault(&mut faults, "/agreement", "card_data_outside_card");
     }
     let mut misplaced = Vec::new();
     find_misplaced(raw, Spot::Elsewhere, &mut misplaced);
@@ -456,6 +468,7 @@ mod tests {
             ),
             ("\"v1\"", "\"\"", "/agreement/consent/textVersion", "invalid_value"),
             ("203.0.113.7", "4111111111111111", "/agreement/consent", "card_data_outside_card"),
+            ("203.0.113.7", "\\u0034111 1111-1111.1111", "/agreement/consent", "card_data_outside_card"),
             ("\"5000\"", "5000", "/agreement/maxAmount", "invalid_value"),
             ("\"P1M\"", "\"\"", "/agreement/interval", "invalid_value"),
             ("2027-03-01T00:00:00+01:00", "2020-03-01T00:00:00Z", "/agreement/expiresAt", "invalid_value"),

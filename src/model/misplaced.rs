@@ -138,6 +138,25 @@ impl Search<'_> {
     }
 }
 
+/// Whether a number of a known brand stands in a value, in a name or a text of it, however it is spelled there; in
+/// texts of JSON too.
+pub(super) fn holds_number(raw: &str) -> bool {
+    fn inside(raw: &str, layers: usize) -> bool {
+        if let Some(object) = Object::parse(raw) {
+            object.iter().any(|(name, raw)| !find_pans(name).is_empty() || inside(raw, layers))
+        } else if let Some(items) = json::items(raw) {
+            items.into_iter().any(|raw| inside(raw, layers))
+        } else if let Some(text) = json::string(raw) {
+            let nested = text.trim_start().starts_with(['{', '[', '"']);
+            !find_pans(&text).is_empty()
+                || (nested && layers.checked_sub(1).is_some_and(|layers| inside(text.trim(), layers)))
+        } else {
+            !find_pans(raw).is_empty()
+        }
+    }
+    inside(raw, LAYERS)
+}
+
 /// Whether a member holds this number, in its name or its value.
 pub(super) fn holds(name: &str, raw: &str, pan: &Pan) -> bool {
     has_pan(name, pan) || has_pan_in(raw, pan)
@@ -159,7 +178,8 @@ fn has_pan(text: &str, pan: &Pan) -> bool {
     SecretText::new(digits).expose().contains(pan.expose())
 }
 
-fn has_pan_in(raw: &str, pan: &Pan) -> bool {
+/// Whether a value holds this number.
+pub(super) fn has_pan_in(raw: &str, pan: &Pan) -> bool {
     if let Some(object) = Object::parse(raw) {
         object.iter().any(|(name, raw)| holds(name, raw, pan))
     } else if let Some(items) = json::items(raw) {

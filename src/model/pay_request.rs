@@ -100,6 +100,8 @@ pub struct PayRequest {
     pub claims: Claims,
     /// `storedCredential`.
     pub stored_credential: Option<StoredCredential>,
+    /// The same as it was written; only looked into.
+    stored_text: Option<SecretText>,
     /// Whether 3D Secure or its upgrade is asked for.
     pub three_ds: bool,
     /// Whether `env` has a `browserInfo`.
@@ -223,6 +225,7 @@ impl PayRequest {
                     omit_cvv: card.omit_cvv,
                     claims: card.claims,
                     stored_credential: stored,
+                    stored_text: top.get("storedCredential").map(SecretText::from),
                     three_ds: card.three_ds,
                     has_browser_info: has_browser_info(&top),
                     manual_capture,
@@ -242,8 +245,12 @@ impl PayRequest {
         }
     }
 
-    /// Finds this payment's own PAN in any member that is passed on.
+    /// Finds this payment's own PAN in any member that is passed on, or kept.
     pub fn find_outside_card(&self, pan: &Pan) -> Option<FieldFault> {
+        const STORED: &str = "storedCredential";
+        if self.stored_text.as_ref().is_some_and(|raw| misplaced::holds(STORED, raw.expose(), pan)) {
+            return Some(misplaced::fault_at("", STORED));
+        }
         let inside = |prefix: &str, members: &[Member]| {
             members.iter().find_map(|(name, raw)| {
                 // `paymentMethod` stands in `top` for its place only; its parts are looked at below.
@@ -693,6 +700,21 @@ mod tests {
             found("\"is3DSAuthentication\": false", "\"\\u0034117347806156383\": false").as_deref(),
             Some("/paymentMethod/paymentMethodMetaData")
         );
+        let opens = r#""storedCredential": {"initiator": "CUSTOMER", "agreement": {"type": "CARD_ON_FILE", "consent":
+            {"acceptedAt": "2026-03-01T11:00:00Z", "textVersion": "v1", "note": "NOTE"}}}, "paymentAmount""#;
+        // A local scheme's number, which no brand tells.
+        let local = Pan::parse("9490220011669217").expect("a PAN");
+        for (note, number, is_found) in [
+            ("by phone", &pan, false),
+            ("9490 2200 1166 9217", &pan, false),
+            ("9490 2200 1166 9217", &local, true),
+            ("\\u0039490220011669217", &local, true),
+        ] {
+            let text = SAMPLE.replacen("\"paymentAmount\"", &opens.replace("NOTE", note), 1);
+            let request = read(&text).unwrap_or_else(|faults| panic!("{faults:?}"));
+            let fault = request.find_outside_card(number).map(|fault| fault.pointer.into_owned());
+            assert_eq!(fault.as_deref(), is_found.then_some("/storedCredential"), "{note}");
+        }
     }
 
     #[test]
