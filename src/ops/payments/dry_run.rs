@@ -1,6 +1,7 @@
 //! `?dryRun=true`: the request that would go out, masked, and why each member that the vault sets is what
 //! it is. Nothing is stored, nothing is sent, and a held CVV goes on waiting.
 
+use crate::base::clock::Millis;
 use crate::base::fault::FieldFault;
 use crate::base::ids::{CardId, Merchant};
 use crate::base::json::{Object, ObjectWriter};
@@ -78,7 +79,10 @@ impl Vault {
             CardForm::Token(token) => {
                 let buyer = request.buyer.as_ref().map(|buyer| buyer.as_str());
                 match self.find_by_token(merchant, &token, buyer).await? {
-                    Some(row) => self.dry_run_stored(merchant, &row.card_id, request, &deal).await,
+                    // Brought just now, whatever the card's row says.
+                    Some(row) => {
+                        self.dry_run_stored(merchant, &row.card_id, request, &deal, Some(self.now())).await
+                    }
                     None => {
                         request.pays_by_token = true;
                         check_token_claims(&request)?;
@@ -104,7 +108,7 @@ impl Vault {
                     "typed in this request",
                 ))
             }
-            CardForm::Reference(id) => self.dry_run_stored(merchant, &id, request, &deal).await,
+            CardForm::Reference(id) => self.dry_run_stored(merchant, &id, request, &deal, None).await,
         }
     }
 
@@ -114,12 +118,13 @@ impl Vault {
         id: &CardId,
         mut request: PayRequest,
         deal: &Deal,
+        typed_at: Option<Millis>,
     ) -> Result<DryRun, OpError> {
         let row = find_card(&self.db, merchant, id).await?;
         let row = row.ok_or_else(|| self.without_card(&request, deal, id))?;
         rules::same_buyer(row.buyer.as_deref(), request.buyer.as_ref().map(|buyer| buyer.as_str()))?;
         request.pays_by_token = matches!(row.held, Held::Token { .. });
-        let flags = self.flags(merchant, &request, deal, Some(id), row.typed_at).await?;
+        let flags = self.flags(merchant, &request, deal, Some(id), typed_at.unwrap_or(row.typed_at)).await?;
         let details = self.open_details(merchant, &row).await.map_err(or_unknown)?;
         check_claims(&request, details.as_ref())?;
         let find = |card: Instrument<'_>| match card {
