@@ -104,6 +104,7 @@ impl App {
         } else {
             migrate::check(&db).await.context("looking at the database")?;
         }
+        let db = db.answering_within(policy.database_answers);
         let keks = Arc::new(keks(config)?);
         let custody = Arc::new(Custody::new(Arc::clone(&keks), clock.clone()));
         let keys = DataKeys::closed(db.clone(), Arc::clone(&keks) as _, &clock, config.keys.policy())?;

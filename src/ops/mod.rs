@@ -69,6 +69,8 @@ pub struct Policy {
     pub attempt_deadline: Duration,
     /// Where the gateway sends notifications: the vault's own address, where it takes them.
     pub notify_url: Option<String>,
+    /// How long PostgreSQL may take for a statement before it is taken for gone.
+    pub database_answers: Duration,
     /// How long a process keeps a payment that it looks after, before another may.
     pub look_lease: Duration,
     /// Pauses between inquiries after an unclear answer (reference, section 11.2).
@@ -84,6 +86,7 @@ impl Default for Policy {
             declined_attempts: 15,
             attempt_deadline: crate::base::limits::ATTEMPT_DEADLINE,
             notify_url: None,
+            database_answers: Duration::from_secs(30),
             look_lease: Duration::from_secs(120),
             inquiry_pauses: [0, 2, 3, 3, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5].map(Duration::from_secs).to_vec(),
         }

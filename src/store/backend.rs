@@ -295,7 +295,7 @@ macro_rules! on {
     ($lender:expr, $connection:ident => $statement:expr) => {{
         let mut lent = $lender.lend().await.map_err(StoreError::NotBegun)?;
         let $connection = lent.connection()?;
-        let done = $statement.await;
+        let done = limit.of($statement).await;
         lent.after(done.as_ref().err());
         done?
     }};
@@ -303,6 +303,7 @@ macro_rules! on {
 
 pub(super) use on;
 
+        let limit = lent.limit();
 /// What is about to be done in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
@@ -437,6 +438,20 @@ impl Db {
         match &self.turnstile {
             None => Ok(None),
             Some(turnstile) => turnstile.enter(work).await.map(Some),
+    /// The same database, of which no statement takes longer where it is PostgreSQL: for servers. Commands wait for what
+    /// they have asked for; SQLite's file does not go away without a word.
+    pub fn answering_within(self, limit: Duration) -> Self {
+        let engine = match self.engine {
+            Engine::Postgres { pool, groups, shared } => Engine::Postgres {
+                pool: pool.answering_within(limit),
+                groups: groups.answering_within(limit),
+                shared: shared.answering_within(limit),
+            },
+            sqlite => sqlite,
+        };
+        Self { engine, ..self }
+    }
+
         }
     }
 
@@ -632,7 +647,7 @@ impl Db {
             }
             Engine::Postgres { pool, shared, .. } => {
                 let mut lent = if is_shared { shared } else { pool }.lend().await?;
-                if let Err(error) = lent.connection()?.execute("BEGIN").await {
+                if let Err(error) = lent.limit().of(lent.connection()?.execute("BEGIN")).await {
                     lent.after(Some(&error));
                     return Err(error.into());
                 }
@@ -845,7 +860,7 @@ impl Begun {
                 done?;
             }
             Self::Postgres(mut lent) => {
-                let done = lent.connection()?.execute(by).await;
+                let done = lent.limit().of(lent.connection()?.execute(by)).await;
                 lent.after(done.as_ref().err());
                 done?;
             }
@@ -867,7 +882,9 @@ impl Tx {
     pub async fn execute(&mut self, sql: &'static str, args: &[Arg<'_>]) -> Result<u64, StoreError> {
         Ok(match &mut self.begun {
             Begun::Sqlite(tx) => bound!(sql, args).execute(tx.connection()?).await?.rows_affected(),
-            Begun::Postgres(tx) => bound!(sql, args).execute(tx.connection()?).await?.rows_affected(),
+            Begun::Postgres(tx) => {
+                tx.limit().of(bound!(sql, args).execute(tx.connection()?)).await?.rows_affected()
+            }
         })
     }
 
@@ -877,7 +894,8 @@ impl Tx {
         Ok(match &mut self.begun {
             Begun::Sqlite(tx) => bound!(sql, args).fetch_all(tx.connection()?).await?.pop().map(Row::Sqlite),
             Begun::Postgres(tx) => {
-                bound!(sql, args).fetch_all(tx.connection()?).await?.pop().map(Row::Postgres)
+                let rows = tx.limit().of(bound!(sql, args).fetch_all(tx.connection()?)).await?;
+                rows.into_iter().next_back().map(Row::Postgres)
             }
         })
     }
@@ -889,7 +907,7 @@ impl Tx {
     {
         Ok(match &mut self.begun {
             Begun::Sqlite(tx) => many_of_sqlite(tx.connection()?, many, rows).await?,
-            Begun::Postgres(tx) => many_of_postgres(tx.connection()?, many, rows).await?,
+            Begun::Postgres(tx) => tx.limit().of(many_of_postgres(tx.connection()?, many, rows)).await?,
         })
     }
 

@@ -3,6 +3,8 @@
 //! statement, and goes round all of them. Here the one that was used last is used next. What did not come back
 //! whole (a future that was dropped, a statement that broke it, a transaction that is open) is closed.
 
+use std::future::Future;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,11 +17,31 @@ use super::backend::is_passing;
 const LIFE: Duration = Duration::from_secs(1800);
 
 /// Connections to lend.
-pub(super) struct Lender<DB: Database>(Arc<Home<DB>>);
+pub(super) struct Lender<DB: Database> {
+    home: Arc<Home<DB>>,
+    limit: Limit,
+}
 
 impl<DB: Database> Clone for Lender<DB> {
     fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
+        Self { home: Arc::clone(&self.home), limit: self.limit }
+    }
+}
+
+/// How long a statement may take. Nothing else tells of a server whose host has gone: TCP would send again for a
+/// quarter of an hour.
+#[derive(Clone, Copy)]
+pub(super) struct Limit(Option<Duration>);
+
+impl Limit {
+    /// Waits for a statement.
+    pub(super) async fn of<T>(
+        self,
+        statement: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let Some(limit) = self.0 else { return statement.await };
+        let late = || sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the database says nothing"));
+        tokio::time::timeout(limit, statement).await.unwrap_or_else(|_| Err(late()))
     }
 }
 
@@ -43,44 +65,50 @@ impl<DB: Database> Lender<DB> {
     /// Lends as many connections as the pool may have, and waits for one as long as the pool would.
     pub(super) fn new(pool: Pool<DB>) -> Self {
         let most = usize::try_from(pool.options().get_max_connections()).unwrap_or(1);
-        Self(Arc::new(Home { pool, permits: Arc::new(Semaphore::new(most)), kept: Mutex::default() }))
+        let home = Home { pool, permits: Arc::new(Semaphore::new(most)), kept: Mutex::default() };
+        Self { home: Arc::new(home), limit: Limit(None) }
+    }
+
+    /// The same connections, on which no statement takes longer.
+    pub(super) fn answering_within(self, limit: Duration) -> Self {
+        Self { limit: Limit(Some(limit)), ..self }
     }
 
     /// A connection.
     pub(super) async fn lend(&self) -> Result<Lent<DB>, sqlx::Error> {
-        let permit = Arc::clone(&self.0.permits).acquire_owned();
-        let permit = tokio::time::timeout(self.0.pool.options().get_acquire_timeout(), permit).await;
+        let permit = Arc::clone(&self.home.permits).acquire_owned();
+        let permit = tokio::time::timeout(self.home.pool.options().get_acquire_timeout(), permit).await;
         let permit = match permit {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) => return Err(sqlx::Error::PoolClosed),
             Err(_) => return Err(sqlx::Error::PoolTimedOut),
         };
-        let kept = self.0.kept().pop();
+        let kept = self.home.kept().pop();
         let kept = match kept {
             Some(kept) => kept,
             // Seldom, and some kilobytes, which every future that runs a statement would carry.
-            None => (Box::pin(self.0.pool.acquire()).await?.detach(), Instant::now()),
+            None => (Box::pin(self.home.pool.acquire()).await?.detach(), Instant::now()),
         };
-        Ok(Lent { kept: Some(kept), home: Arc::clone(&self.0), _permit: permit })
+        Ok(Lent { kept: Some(kept), home: Arc::clone(&self.home), limit: self.limit, _permit: permit })
     }
 
     /// How many connections there may be, are lent, and are at hand.
     pub(super) fn facts(&self) -> (u32, u32, u32) {
         let count = |places: usize| u32::try_from(places).unwrap_or(u32::MAX);
-        let most = self.0.pool.options().get_max_connections();
-        let lent = most.saturating_sub(count(self.0.permits.available_permits()));
-        (most, lent, count(self.0.kept().len()))
+        let most = self.home.pool.options().get_max_connections();
+        let lent = most.saturating_sub(count(self.home.permits.available_permits()));
+        (most, lent, count(self.home.kept().len()))
     }
 
     /// Ends all connections; those that are lent end as they come back.
     pub(super) async fn close(&self) {
-        self.0.permits.close();
-        let kept = std::mem::take(&mut *self.0.kept());
+        self.home.permits.close();
+        let kept = std::mem::take(&mut *self.home.kept());
         for (connection, _) in kept {
             // It is gone, whatever it says.
             let _ = connection.close().await;
         }
-        self.0.pool.close().await;
+        self.home.pool.close().await;
     }
 }
 
@@ -89,6 +117,7 @@ pub(super) struct Lent<DB: Database> {
     /// There until it is given back.
     kept: Option<Kept<DB>>,
     home: Arc<Home<DB>>,
+    limit: Limit,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -96,6 +125,11 @@ impl<DB: Database> Lent<DB> {
     /// The connection itself.
     pub(super) fn connection(&mut self) -> Result<&mut DB::Connection, sqlx::Error> {
         self.kept.as_mut().map(|(connection, _)| connection).ok_or(sqlx::Error::PoolClosed)
+    }
+
+    /// How long a statement on it may take.
+    pub(super) fn limit(&self) -> Limit {
+        self.limit
     }
 
     /// Gives it back after a statement, where that left it whole. Where the server has gone away, the connections

@@ -9,10 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use cardvault::app::App;
 
+use super::support::cut::Network;
 use super::support::postgres::{Binaries, Cluster, Durability};
 use super::support::vault::{TestVault, by_reference, fresh_pan};
 use super::support::wire::Wire;
-use super::support::{Database, left_out, sql};
+use super::support::{Database, Engine, left_out, sql};
 
 /// `GET /readyz` of a vault.
 async fn ready(address: std::net::SocketAddr) -> u16 {
@@ -101,6 +102,47 @@ async fn a_database_that_comes_back_is_used_again() {
         assert_eq!(vault.charges(&away), 1);
         assert_eq!(checkout.get("/v1/payments/OUT_1").await.expect(200).text_at("/status"), "AUTHORIZED");
     }
+    vault.finish(&[&pan]).await;
+}
+
+/// The database's host goes away without a word: no connection breaks, nothing answers. Callers are told in time, and
+/// when it is back everything works again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_says_nothing_is_given_up() {
+    let Some(binaries) = Binaries::find() else {
+        return left_out("outage::a_database_that_says_nothing_is_given_up");
+    };
+    let cluster = Cluster::start(&binaries, Durability::Fast).await;
+    let db = Database::in_cluster(&cluster).await;
+    let network = Network::start(cluster.port()).await;
+    let through = db.url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", network.address.port()));
+    let mut vault = TestVault::start(&Database::at(through, Engine::Postgres, db.files.clone())).await;
+    vault.policy.database_answers = Duration::from_millis(1_000);
+    vault.restart().await;
+    let checkout = vault.client("checkout");
+    let pan = fresh_pan();
+    let card_id = checkout.card(&pan).await;
+    let path = format!("/v1/cards/{card_id}");
+    let card = json!({ "cardNo": fresh_pan(), "expiryMonth": "12", "expiryYear": "30" }).to_string();
+    let (payment, patch) =
+        (by_reference("SILENT_1", "100", &card_id), r#"{"expiryMonth":"12","expiryYear":"31"}"#);
+    network.silence(true);
+    let answers = tokio::join!(
+        checkout.get(&path),
+        checkout.get("/v1/payments"),
+        checkout.send("PATCH", &path, patch),
+        checkout.post("/v1/cards", &card),
+        checkout.post("/v1/payments", &payment),
+    );
+    let (a, b, c, d, e) = answers;
+    for answer in [a, b, c, d, e] {
+        answer.expect_problem(503, "unavailable");
+    }
+    assert!(vault.sandbox.recent_calls().is_empty(), "nothing was sent");
+    network.silence(false);
+    until("a card is read again", async || checkout.get(&path).await.status == 200).await;
+    let paid = checkout.post("/v1/payments", &payment).await.expect(200);
+    assert_eq!(paid.text_at("/status"), "AUTHORIZED");
     vault.finish(&[&pan]).await;
 }
 

@@ -1,10 +1,11 @@
-//! A network in front of PostgreSQL that breaks at a commit. It reads what the client says (protocol 3.0, as
+//! A network in front of PostgreSQL that breaks at a commit, and can fall silent. It reads what the client says (protocol 3.0, as
 //! PostgreSQL's manual describes its messages) just far enough to know which tables a transaction writes and
 //! where it is committed; all else it passes on.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -27,6 +28,12 @@ pub enum Cut {
 struct Plan {
     armed: Option<(Cut, &'static str)>,
     cuts: Vec<(Cut, String)>,
+    /// Whether a cut ends all of it.
+    ends: bool,
+    /// Whether nobody can connect.
+    closed: bool,
+    /// Whether nothing is passed on, and nobody is told.
+    silent: bool,
 }
 
 /// A running network; it ends when dropped.
@@ -50,6 +57,9 @@ impl Network {
         let plans = Arc::clone(&plan);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                if held(&plans).closed {
+                    continue;
+                }
                 let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
                 // Messages are passed on one by one.
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -62,6 +72,23 @@ impl Network {
     /// The next commit of a transaction that does this (`INSERT cards`, `UPDATE payments`) is cut.
     pub fn arm(&self, cut: Cut, what: &'static str) {
         held(&self.plan).armed = Some((cut, what));
+    }
+
+    /// As [`Network::arm`]; from the cut on nobody can connect.
+    pub fn arm_for_good(&self, cut: Cut, what: &'static str) {
+        let mut plan = held(&self.plan);
+        (plan.armed, plan.ends) = (Some((cut, what)), true);
+    }
+
+    /// Lets everybody connect again.
+    pub fn mend(&self) {
+        let mut plan = held(&self.plan);
+        (plan.ends, plan.closed) = (false, false);
+    }
+
+    /// Whether nothing is passed on any more, as where a host has gone without a word.
+    pub fn silence(&self, silent: bool) {
+        held(&self.plan).silent = silent;
     }
 
     /// Whether the cut that was armed has not happened.
@@ -81,12 +108,19 @@ impl Drop for Network {
     }
 }
 
+/// Waits until something is passed on.
+async fn heard(plan: &Mutex<Plan>) {
+    while held(plan).silent {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Passes on what the client says, until a commit that is to be cut.
 async fn forward(client: TcpStream, server: TcpStream, plan: Arc<Mutex<Plan>>) {
     let (mut from_client, to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
     let (cutting, cut) = oneshot::channel();
-    let answers = tokio::spawn(answer(from_server, to_client, cut));
+    let answers = tokio::spawn(answer(from_server, to_client, cut, Arc::clone(&plan)));
     let (mut said, mut client) = (Vec::new(), Client::default());
     while from_client.read_buf(&mut said).await.is_ok_and(|count| count > 0) {
         while let Some(message) = client.next(&mut said) {
@@ -94,6 +128,7 @@ async fn forward(client: TcpStream, server: TcpStream, plan: Arc<Mutex<Plan>>) {
                 let mut plan = held(&plan);
                 let (cut, _) = plan.armed.take_if(|(_, what)| writes.iter().any(|one| one == what))?;
                 plan.cuts.push((cut, writes.join(", ")));
+                plan.closed |= plan.ends;
                 Some(cut)
             });
             if let Some(cut) = due {
@@ -106,6 +141,7 @@ async fn forward(client: TcpStream, server: TcpStream, plan: Arc<Mutex<Plan>>) {
                 }
                 return;
             }
+            heard(&plan).await;
             if to_server.write_all(&message).await.is_err() {
                 return;
             }
@@ -114,7 +150,12 @@ async fn forward(client: TcpStream, server: TcpStream, plan: Arc<Mutex<Plan>>) {
 }
 
 /// Passes answers on, until a cut.
-async fn answer(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, mut cut: oneshot::Receiver<Cut>) {
+async fn answer(
+    mut server: OwnedReadHalf,
+    mut client: OwnedWriteHalf,
+    mut cut: oneshot::Receiver<Cut>,
+    plan: Arc<Mutex<Plan>>,
+) {
     let mut answer = vec![0; 16 * 1024];
     let cut = loop {
         tokio::select! {
@@ -122,6 +163,7 @@ async fn answer(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, mut cut: 
             cut = &mut cut => break cut,
             read = server.read(&mut answer) => match read {
                 Ok(count) if count > 0 => {
+                    heard(&plan).await;
                     if client.write_all(&answer[..count]).await.is_err() {
                         return;
                     }
