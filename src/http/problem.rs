@@ -77,7 +77,7 @@ kinds! {
     INTERNAL = 500 "internal" "The vault failed; its log says why.";
     SEALED = 503 "sealed" "The vault is sealed: its custodians have not brought their shares yet. Nothing was stored or sent." after 30;
     UNAVAILABLE = 503 "unavailable" "The database or a key is not available. Nothing was sent." after 5;
-    OUTCOME_NOT_KNOWN = 503 "outcome_not_known" "The payment was sent and its outcome could not be recorded. Repeat the same id." after 5;
+    OUTCOME_NOT_KNOWN = 503 "outcome_not_known" "The request was sent, or may be yet, and its outcome is not recorded. Repeat it with the same id." after 5;
 }
 
 /// A problem on its way to a caller.
@@ -215,12 +215,12 @@ impl From<OpError> for Problem {
             OpError::CvvNotAvailable => CVV_NOT_AVAILABLE.into(),
             OpError::TooMuch => TOO_MANY_CVVS.into(),
             OpError::Sealed => SEALED.into(),
-            OpError::Unavailable(source) => {
+            OpError::Unavailable(source) | OpError::Unclear(source) => {
                 log("a request could not be carried out", &source);
                 UNAVAILABLE.into()
             }
             OpError::OutcomeNotKnown(source) => {
-                log("a payment was sent and its outcome could not be recorded", &source);
+                log("a request's outcome could not be recorded", &source);
                 OUTCOME_NOT_KNOWN.into()
             }
             OpError::Internal(source) => {

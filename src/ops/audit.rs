@@ -181,8 +181,7 @@ impl Audit {
     }
 
     /// Runs a statement that is alone in its transaction, with its audit row, who did what and when, and the event
-    /// that tells of it; nothing is written where it returns no row. After [`OpError::Unavailable`] nobody can know
-    /// whether it was.
+    /// that tells of it; nothing is written where it returns no row.
     pub(super) async fn write_alone(
         &self,
         (db, others_wait): (&Db, bool),
@@ -196,7 +195,7 @@ impl Audit {
         let written = links.write(alone.run((db, others_wait), values, event, &rows), Option::is_some).await;
         written.map_err(|error| {
             self.count_failure();
-            error.into()
+            OpError::of_commit(error)
         })
     }
 

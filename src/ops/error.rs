@@ -46,7 +46,10 @@ pub enum OpError {
     /// The database or a key is not available; nothing was sent.
     #[error("not available")]
     Unavailable(#[source] anyhow::Error),
-    /// The request was sent, and its outcome could not be recorded.
+    /// The database was to commit and did not answer: nobody can know whether it has. Nothing was sent before.
+    #[error("not available")]
+    Unclear(#[source] anyhow::Error),
+    /// The request was sent, or may be yet, and its outcome is not recorded.
     #[error("the outcome is not known")]
     OutcomeNotKnown(#[source] anyhow::Error),
     /// Something that must not happen.
@@ -58,6 +61,11 @@ impl OpError {
     /// Whenever a record was sealed, the keys had changed before it was stored.
     pub fn keys_are_changing() -> Self {
         Self::Unavailable(anyhow::anyhow!("the keys are being changed faster than a record is stored"))
+    }
+
+    /// Why a statement that is its own transaction, or a commit, brought no answer.
+    pub(super) fn of_commit(error: StoreError) -> Self {
+        if error.is_unclear() { Self::Unclear(error.into()) } else { error.into() }
     }
 }
 

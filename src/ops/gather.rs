@@ -195,7 +195,7 @@ impl<G: Grouped> Lane<G> {
                     let told = told.unwrap_or_else(|_| {
                         tracing::error!(callers = answers.len(), "a group took too long and was given up");
                         let late = || anyhow::anyhow!("the database did not answer in time");
-                        answers.iter().map(|_| Err(OpError::Unavailable(late()))).collect()
+                        answers.iter().map(|_| Err(OpError::Unclear(late()))).collect()
                     });
                     for (answer, told) in answers.into_iter().zip(told) {
                         // A caller that is gone asks again.
@@ -223,6 +223,7 @@ pub(super) fn as_for_another(error: &OpError) -> OpError {
     match error {
         OpError::Sealed => OpError::Sealed,
         OpError::Unavailable(why) => OpError::Unavailable(anyhow::anyhow!("{why}")),
+        OpError::Unclear(why) => OpError::Unclear(anyhow::anyhow!("{why}")),
         other => OpError::Internal(anyhow::anyhow!("{other}")),
     }
 }
@@ -285,7 +286,7 @@ mod tests {
         let stuck = ask(&gather, 0);
         tokio::time::sleep(Duration::from_millis(1)).await;
         let next = ask(&gather, 2);
-        assert!(matches!(stuck.await.expect("no panic"), Err(OpError::Unavailable(_))));
+        assert!(matches!(stuck.await.expect("no panic"), Err(OpError::Unclear(_))));
         assert_eq!(next.await.expect("no panic").expect("told"), (4, 1));
     }
 

@@ -171,9 +171,11 @@ impl Vault {
         match tx.commit_sealed(epoch).await {
             Ok(true) => Ok(Inserted::Yes),
             Ok(false) => Ok(Inserted::KeysMoved),
+            Err(error) if !error.is_unclear() => Err(error.into()),
             Err(error) => {
                 // A commit whose answer was lost may have happened. Whoever inserted the row means the same
-                // or gets the refusal of its own; the same bytes sent twice are one operation.
+                // or gets the refusal of its own; the same bytes sent twice are one operation. A row that is
+                // not there may come yet, and would be sent.
                 let row = rows::find_operation(&self.db, account, operation.kind, operation.request_id).await;
                 let mine = operation.asked.map(|asked| asked.meaning.to_vec());
                 match row {
@@ -181,7 +183,7 @@ impl Vault {
                         Ok(Inserted::Yes)
                     }
                     Ok(Some(_)) => Ok(Inserted::InUse),
-                    _ => Err(OpError::Unavailable(error.into())),
+                    _ => Err(OpError::OutcomeNotKnown(error.into())),
                 }
             }
         }

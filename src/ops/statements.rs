@@ -82,7 +82,7 @@ impl Statements {
     }
 
     /// Runs a statement with its audit row, in the name of the task's actor, and the event that tells of it; nothing
-    /// is written where it returns no row. After [`OpError::Unavailable`] nobody can know whether it was.
+    /// is written where it returns no row.
     pub(super) async fn run(
         &self,
         (alone, values): (&'static Alone, &[Arg<'_>]),
@@ -147,7 +147,9 @@ impl Commits for Together {
             return match done {
                 Ok(row) => Ok(vec![Told::Done(row)]),
                 Err(OpError::Unavailable(why)) if is_blocked(&why) => Ok(vec![Told::Blocked]),
-                Err(error @ (OpError::Unavailable(_) | OpError::Sealed)) => Err(Failed::for_all(error)),
+                Err(error @ (OpError::Unavailable(_) | OpError::Unclear(_) | OpError::Sealed)) => {
+                    Err(Failed::for_all(error))
+                }
                 Err(error) => Err(Failed::for_one(error)),
             };
         }
@@ -173,7 +175,7 @@ impl Commits for Together {
             tx.rollback().await.map_err(Failed::for_all)?;
         } else {
             // Where this fails nobody can know whether they are committed, and doing it again would not tell.
-            tx.commit().await.map_err(Failed::for_all)?;
+            tx.commit().await.map_err(OpError::of_commit).map_err(Failed::for_all)?;
         }
         Ok(returned.into_iter().map(Told::Done).collect())
     }
@@ -196,7 +198,7 @@ impl Together {
             Err(StoreError::Refused(_)) => Ok(None),
             Err(error) => {
                 self.audit.count_failure();
-                Err(Failed::for_all(error))
+                Err(Failed::for_all(OpError::of_commit(error)))
             }
             Ok(returned) => Ok(returned),
         }

@@ -116,6 +116,15 @@ impl StoreError {
         Some(told.message())
     }
 
+    /// Whether a statement or a commit that failed so may have been carried out all the same: PostgreSQL rolls back
+    /// what it answers with an error, unless it is shutting down (class 57), which it also does after a commit.
+    pub fn is_unclear(&self) -> bool {
+        let Self::Unavailable(error) = self else { return false };
+        let sqlx::Error::Database(told) = error else { return true };
+        let undone = |code: &str| ["08", "25", "40", "53"].iter().any(|class| code.starts_with(class));
+        !told.code().is_some_and(|code| code.len() == 5 && undone(&code))
+    }
+
     /// Whether another holds what was to be changed.
     pub fn is_blocked(&self) -> bool {
         let Self::NotBegun(sqlx::Error::Database(told)) = self else { return false };
@@ -294,6 +303,7 @@ macro_rules! bind {
 macro_rules! on {
     ($lender:expr, $connection:ident => $statement:expr) => {{
         let mut lent = $lender.lend().await.map_err(StoreError::NotBegun)?;
+        let limit = lent.limit();
         let $connection = lent.connection()?;
         let done = limit.of($statement).await;
         lent.after(done.as_ref().err());
@@ -303,7 +313,6 @@ macro_rules! on {
 
 pub(super) use on;
 
-        let limit = lent.limit();
 /// What is about to be done in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
@@ -429,15 +438,6 @@ impl Db {
         if parts.as_slice() < [3, 51, 3].as_slice() { Err(StoreError::OldSqlite(version)) } else { Ok(()) }
     }
 
-    /// The same database, entered through a turnstile.
-    pub fn through(self, turnstile: Arc<dyn Turnstile>) -> Self {
-        Self { turnstile: Some(turnstile), ..self }
-    }
-
-    pub(super) async fn enter(&self, work: Work) -> Result<Option<Box<dyn Passage>>, StoreError> {
-        match &self.turnstile {
-            None => Ok(None),
-            Some(turnstile) => turnstile.enter(work).await.map(Some),
     /// The same database, of which no statement takes longer where it is PostgreSQL: for servers. Commands wait for what
     /// they have asked for; SQLite's file does not go away without a word.
     pub fn answering_within(self, limit: Duration) -> Self {
@@ -452,6 +452,15 @@ impl Db {
         Self { engine, ..self }
     }
 
+    /// The same database, entered through a turnstile.
+    pub fn through(self, turnstile: Arc<dyn Turnstile>) -> Self {
+        Self { turnstile: Some(turnstile), ..self }
+    }
+
+    pub(super) async fn enter(&self, work: Work) -> Result<Option<Box<dyn Passage>>, StoreError> {
+        match &self.turnstile {
+            None => Ok(None),
+            Some(turnstile) => turnstile.enter(work).await.map(Some),
         }
     }
 

@@ -625,7 +625,7 @@ impl Vault {
             return match self.statements.run(alone, None, note).await {
                 Ok(Some(row)) => Ok(Inserted::Yes(Box::new(rows::payment_row(&row)?))),
                 Ok(None) => self.why_not(allowed.merchant(), prepared).await,
-                Err(OpError::Unavailable(error)) => self.after_unclear_commit(attempt, error).await,
+                Err(OpError::Unclear(error)) => self.after_unclear_commit(attempt, error).await,
                 Err(error) => Err(error),
             };
         }
@@ -655,7 +655,8 @@ impl Vault {
         tx.note(&note).await?;
         match tx.commit().await {
             Ok(()) => Ok(Inserted::Yes(Box::new(row))),
-            Err(error) => self.after_unclear_commit(attempt, error.into()).await,
+            Err(error) if error.is_unclear() => self.after_unclear_commit(attempt, error.into()).await,
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -678,7 +679,9 @@ impl Vault {
         Ok(Inserted::CardGone)
     }
 
-    /// A commit whose answer was lost may have happened: the row tells, by the attempt's own name.
+    /// A commit whose answer was lost may have happened: the row tells, by the attempt's own name. Without one it may
+    /// come yet (a session that still waits for its standby, say), and whoever looks after it would send it: so the
+    /// caller is not told that nothing was.
     async fn after_unclear_commit(
         &self,
         attempt: &Attempt,
@@ -687,7 +690,7 @@ impl Vault {
         match rows::find_payment(&self.db, &attempt.account, &attempt.id).await {
             Ok(Some(row)) if row.attempt == attempt.name => Ok(Inserted::Yes(Box::new(row))),
             Ok(Some(_)) => Ok(Inserted::InUse),
-            _ => Err(OpError::Unavailable(error)),
+            _ => Err(OpError::OutcomeNotKnown(error)),
         }
     }
 }
