@@ -704,6 +704,23 @@ pub async fn note_cancel_sent(
          AND (status IN ('UNKNOWN', 'PROCESSING') OR (status = 'AUTHORIZED' AND cancel_by = 'caller'))";
     let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
     Ok(db.execute(SQL, &args).await? == 1)
+/// Makes an open cancel of the vault's own the caller's, and asks for a look by `next_look`; `false` where there is none
+/// any more.
+pub async fn take_over_cancel(
+    tx: &mut Tx,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    now: Millis,
+    next_look: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET cancel_by = 'caller', cancel_at = $3, version = version + 1, \
+         next_look = CASE WHEN next_look <= $4 THEN next_look ELSE $4 END \
+         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN' AND cancel_by = 'vault' \
+         AND status IN ('UNKNOWN', 'PROCESSING', 'AUTHORIZED')";
+    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0), Arg::Int(next_look.0)];
+    Ok(tx.execute(SQL, &args).await? == 1)
+}
+
 }
 
 /// Ends an open cancel that the gateway refused, with its code; or, with none, one of the vault's own that
@@ -716,7 +733,8 @@ pub async fn close_cancel(
 ) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE payments SET cancel_state = CASE WHEN $3 IS NULL THEN NULL ELSE 'REFUSED' END, \
          cancel_code = $3, version = version + 1 \
-         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN'";
+         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN' \
+         AND ($3 IS NOT NULL OR cancel_by = 'vault')";
     let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::TextOrNull(code)];
     Ok(tx.execute(SQL, &args).await? == 1)
 }

@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::payments::wait_for;
+use super::support::cut::{Cut, Network};
 use super::support::gateway::{PAY, Received, Reply, Scripted, not_exist, paid, paid_json, result};
 use super::support::postgres::{Binaries, Cluster, Durability};
 use super::support::vault::{
-    METADATA, SAMPLE, SAMPLE_PAN, TestVault, fresh_pan, sample_with, typed, with, without,
+    Answer, Caller, METADATA, SAMPLE, SAMPLE_PAN, TestVault, by_reference, fresh_pan, sample_with, typed,
+    with, without,
 };
 use super::support::{Database, Engine, eventually, leak, left_out};
 
@@ -432,8 +434,93 @@ async fn a_database_lost_after_sending_loses_no_outcome() {
     }
 }
 
+/// The connection breaks while a payment, a refund or a cancel is committed, and the database stays away: nobody can
+/// know whether it was recorded, and if it was, it is sent later. The caller is not told that nothing was sent; the same
+/// id, repeated, is the same payment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_have_been_recorded_is_not_called_unsent() {
+    let Some(binaries) = Binaries::find() else {
+        return left_out("what_may_have_been_recorded_is_not_called_unsent");
+    };
+    let cluster = Cluster::start(&binaries, Durability::Fast).await;
+    let db = Database::at(cluster.fresh_database().await, Engine::Postgres, cluster.folder.clone());
+    let network = Network::start(cluster.port()).await;
+    let through = db.url.replace(&format!(":{}/", cluster.port()), &format!(":{}/", network.address.port()));
+    let mut vault = TestVault::start(&Database::at(through, Engine::Postgres, db.files.clone())).await;
+    vault.policy.attempt_deadline = Duration::from_millis(1_000);
+    vault.policy.look_lease = Duration::from_secs(3);
+    vault.restart().await;
+    let checkout = vault.client("checkout");
+    let pan = fresh_pan();
+    let card = checkout.card(&pan).await;
+    let credential = json!({ "initiator": "CUSTOMER", "agreement": { "type": "CARD_ON_FILE",
+        "consent": { "acceptedAt": "2026-01-01T00:00:00Z", "textVersion": "v1" } } });
+    let mut count = 0;
+    for cut in [Cut::Before, Cut::During, Cut::After] {
+        // Alone in its statement; in a transaction with its agreement.
+        for opens in [false, true] {
+            count += 1;
+            let id = format!("UNSENT_{count}");
+            let body = by_reference(&id, "100", &card);
+            let body = if opens { with(&body, "/storedCredential", credential.clone()) } else { body };
+            let body = without(&body, &format!("{METADATA}/isCardOnFile"));
+            network.arm_for_good(cut, "INSERT payments");
+            until_cut(&network, &checkout, "/v1/payments", &body)
+                .await
+                .expect_problem(503, "outcome_not_known");
+            assert_eq!(vault.charges(&id), 0, "{cut:?}");
+            network.mend();
+            // Whoever looks after it may send it meanwhile; or the repeat is the first to.
+            let again = eventually("the database to be back", || async {
+                let again = checkout.post("/v1/payments", &body).await;
+                (again.status != 503).then_some(again)
+            })
+            .await;
+            again.expect(200);
+            wait_for(&checkout, &id, "AUTHORIZED").await;
+            assert_eq!(vault.charges(&id), 1, "{cut:?}");
+        }
+    }
+    for (cut, what, path, body) in [
+        (
+            Cut::After,
+            "INSERT operations",
+            "/v1/payments/UNSENT_1/refunds",
+            super::operations::refund("UNSENT_R", "40"),
+        ),
+        (Cut::After, "UPDATE payments", "/v1/payments/UNSENT_3/cancel", "{}".to_owned()),
+    ] {
+        network.arm_for_good(cut, what);
+        until_cut(&network, &checkout, path, &body).await.expect_problem(503, "outcome_not_known");
+        network.mend();
+    }
+    eventually("the refund to be sent", || async {
+        let shown = checkout.get("/v1/payments/UNSENT_1/refunds/UNSENT_R").await;
+        (shown.status == 200 && shown.text_at("/status") == "SUCCEEDED").then_some(())
+    })
+    .await;
+    wait_for(&checkout, "UNSENT_3", "CANCELLED").await;
+    vault.finish(&[&pan]).await;
+}
+
+/// What a call is told at whose commit the connection breaks. Connections that the cut before has broken may be found
+/// first, with nothing recorded.
+async fn until_cut(network: &Network, caller: &Caller, path: &str, body: &str) -> Answer {
+    eventually("the cut", || async {
+        let told = caller.post(path, body).await;
+        match network.is_armed() {
+            true => {
+                told.expect_problem(503, "unavailable");
+                None
+            }
+            false => Some(told),
+        }
+    })
+    .await
+}
+
 /// As [`wait_for`], where the database may still be starting.
-async fn wait_for_any(caller: &super::support::vault::Caller, id: &str, status: &str) {
+async fn wait_for_any(caller: &Caller, id: &str, status: &str) {
     eventually(&format!("{id} to be {status}"), || async {
         let told = caller.get(&format!("/v1/payments/{id}")).await;
         (told.status == 200 && told.text_at("/status") == status).then_some(())

@@ -34,21 +34,48 @@ impl Vault {
         id: &PaymentRequestId,
     ) -> Result<PaymentView, OpError> {
         let _running = self.running().begin();
-        let row = self.own_payment(allowed, id).await?;
-        let open = row.cancel.as_ref().is_some_and(|cancel| cancel.state == CancelState::Open);
-        if row.status == Status::Cancelled || open {
-            return self.view(&row).await;
+        let mut decided = None;
+        for _ in 0..TURNS {
+            let row = self.own_payment(allowed, id).await?;
+            if row.status == Status::Cancelled || whose(&row) == Some(By::Caller) {
+                return self.view(&row).await;
+            }
+            let done = self.decide_cancel(&row).await.map_err(|error| match error {
+                // Who looks after the payment sends a cancel that was recorded all the same.
+                OpError::Unclear(error) => OpError::OutcomeNotKnown(error),
+                error => error,
+            });
+            if done? {
+                decided = Some(row);
+                break;
+            }
+            self.why_no_cancel(&row).await?;
         }
+        let row = decided.ok_or_else(changed_by_many)?;
         let account = &row.account;
-        let next_look = self.now().plus(self.policy.look_lease);
-        if !self.open_cancel(account, id, true, next_look).await? {
-            return self.why_no_cancel(&row).await;
-        }
         let sent = self.send_cancel(&row).await.map_err(|error| OpError::OutcomeNotKnown(error.into()))?;
         if sent.1 == CancelReading::Unclear || sent.1 == CancelReading::NotExist {
             rows::look_by(&self.db, account, id, self.now()).await.map_err(not_recorded)?;
         }
         self.view(&sent.0).await.map_err(|error| OpError::OutcomeNotKnown(error.into()))
+    }
+
+    /// Decides to cancel a payment for its caller; `false` where that cannot be any more. A cancel of the vault's own
+    /// that is out is the caller's from then on, and so is not left off where the payment turns out to be paid.
+    async fn decide_cancel(&self, row: &PaymentRow) -> Result<bool, OpError> {
+        let (account, id) = (&row.account, &row.payment_request_id);
+        let next_look = self.now().plus(self.policy.look_lease);
+        if whose(row).is_none() {
+            return self.open_cancel(account, id, true, next_look).await;
+        }
+        let mut tx = self.begin().await?;
+        if !rows::take_over_cancel(&mut tx, account, id, self.now(), next_look).await? {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        tx.note(&Entry::done("payment.cancel", id.as_str()).with("decided")).await?;
+        tx.commit().await.map_err(OpError::of_commit)?;
+        Ok(true)
     }
 
     /// Decides to cancel a payment, for a caller or by itself; `false` where that cannot be any more.
@@ -65,7 +92,7 @@ impl Vault {
             return Ok(false);
         }
         tx.note(&Entry::done("payment.cancel", id.as_str()).with("decided")).await?;
-        tx.commit().await?;
+        tx.commit().await.map_err(OpError::of_commit)?;
         Ok(true)
     }
 
@@ -104,12 +131,11 @@ impl Vault {
         row.filter(|row| row.merchant == *allowed.merchant()).ok_or(OpError::NotFound(None))
     }
 
-    async fn why_no_cancel(&self, row: &PaymentRow) -> Result<PaymentView, OpError> {
+    /// Refuses, unless somebody else was faster and there is something to tell or to take over.
+    async fn why_no_cancel(&self, row: &PaymentRow) -> Result<(), OpError> {
         let now = self.find_again(row).await?;
-        let open = now.cancel.as_ref().is_some_and(|cancel| cancel.state == CancelState::Open);
-        if now.status == Status::Cancelled || open {
-            // Somebody else was faster.
-            return self.view(&now).await;
+        if now.status == Status::Cancelled || whose(&now) != whose(row) {
+            return Ok(());
         }
         let sums = allowance(&self.db, &row.account, &row.payment_request_id).await?;
         Err(OpError::OperationRefused(match sums {
@@ -176,8 +202,25 @@ impl Vault {
                 return Ok(());
             }
         }
-        Err(OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once")))
+        Err(changed_by_many())
     }
+}
+
+/// Whose cancel a payment's is.
+#[derive(PartialEq, Eq)]
+enum By {
+    Caller,
+    Vault,
+}
+
+/// Who wanted the cancel that is out; none where none is.
+fn whose(row: &PaymentRow) -> Option<By> {
+    let open = row.cancel.as_ref().filter(|cancel| cancel.state == CancelState::Open)?;
+    Some(if open.by_caller { By::Caller } else { By::Vault })
+}
+
+fn changed_by_many() -> OpError {
+    OpError::Unavailable(anyhow::anyhow!("a payment is being changed by many at once"))
 }
 
 fn not_recorded(error: crate::store::backend::StoreError) -> OpError {
