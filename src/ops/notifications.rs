@@ -220,7 +220,7 @@ impl Vault {
             amount: &amount,
             cancelled: payment.as_ref().is_some_and(|payment| payment.status == Status::Cancelled),
         };
-        let ask = || operation_rows::look_by(&self.db, row, self.now());
+        let ask = || operation_rows::look_anew(&self.db, row, self.now());
         match read_operation_notice(notice, &expected) {
             OperationReading::Says(verdict) if operation::contradicts(row.status, verdict) => {
                 tracing::error!(

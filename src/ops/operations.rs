@@ -510,6 +510,10 @@ impl Vault {
         // What was asked may have told more of the payment than of this.
         let payment = self.find_again(&payment).await?;
         match row.status {
+            // A notification asked for this look, and does not come again.
+            OperationStatus::Succeeded | OperationStatus::Failed if known_there == Known::NoWord => {
+                return Ok(Some(Waits::Gateway));
+            }
             OperationStatus::Succeeded | OperationStatus::Failed => return Ok(None),
             OperationStatus::Unknown | OperationStatus::Processing => {}
         }
@@ -549,6 +553,7 @@ impl Vault {
                 (OperationStatus::Unknown | OperationStatus::Processing, Some(Verdict::Cancelled)) => {
                     Known::No
                 }
+                (_, None | Some(Verdict::Unclear)) => Known::NoWord,
                 _ => Known::Perhaps,
             };
             return Ok((row, known));
@@ -557,10 +562,7 @@ impl Vault {
         let body = ObjectWriter::default().string("refundRequestId", row.request_id.as_str()).finish();
         let exchange = gateway.call(Call::InquiryRefund, SecretBuf::from_vec(body.into_bytes())).await;
         let Exchange::Answered(answer) = exchange else {
-            return Ok((
-                self.operation_again(&row.account, row.kind, &row.request_id).await?,
-                Known::Perhaps,
-            ));
+            return Ok((self.operation_again(&row.account, row.kind, &row.request_id).await?, Known::NoWord));
         };
         let amount = amount_of(row)?;
         let expected = expected_of(payment, row.kind, &row.request_id, &amount);
@@ -568,7 +570,11 @@ impl Vault {
             OperationReading::Says(verdict) => {
                 let source = OperationSource::Inquiry;
                 let row = self.settle_operation(row, Some(&answer.verified()), verdict, source, None).await?;
-                let known = if verdict == OperationVerdict::NotExist { Known::No } else { Known::Perhaps };
+                let known = match verdict {
+                    OperationVerdict::NotExist => Known::No,
+                    OperationVerdict::Unclear => Known::NoWord,
+                    _ => Known::Perhaps,
+                };
                 Ok((row, known))
             }
             OperationReading::Disagrees => {
@@ -576,7 +582,7 @@ impl Vault {
                     alarm = true, request = %row.request_id, kind = row.kind.name(),
                     "a signed inquiry answer speaks of another operation or amount"
                 );
-                Ok((self.operation_again(&row.account, row.kind, &row.request_id).await?, Known::Perhaps))
+                Ok((self.operation_again(&row.account, row.kind, &row.request_id).await?, Known::NoWord))
             }
         }
     }
@@ -682,6 +688,8 @@ enum Known {
     /// It has said that it does not.
     No,
     Perhaps,
+    /// It has said nothing that can be trusted.
+    NoWord,
 }
 
 /// The audit trail's word for what was asked.

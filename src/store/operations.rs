@@ -445,11 +445,23 @@ pub async fn release(
 pub async fn look_by(db: &Db, row: &OperationRow, at: Millis) -> Result<(), StoreError> {
     const SQL: &str = "UPDATE operations SET next_look = $4 \
          WHERE account = $1 AND kind = $2 AND request_id = $3 AND (next_look IS NULL OR next_look > $4)";
+    ask(db, SQL, row, at).await
+}
+
+/// As [`look_by`], after one that is under way too: it may have asked before there was something to learn.
+pub async fn look_anew(db: &Db, row: &OperationRow, at: Millis) -> Result<(), StoreError> {
+    const SQL: &str = "UPDATE operations SET next_look = $4 \
+         WHERE account = $1 AND kind = $2 AND request_id = $3 \
+         AND (next_look IS NULL OR next_look > $4 OR lease_until > $4)";
+    ask(db, SQL, row, at).await
+}
+
+async fn ask(db: &Db, sql: &'static str, row: &OperationRow, at: Millis) -> Result<(), StoreError> {
     let args = [
         Arg::Text(row.account.as_str()),
         Arg::Text(row.kind.name()),
         Arg::Text(row.request_id.as_str()),
         Arg::Int(at.0),
     ];
-    db.execute(SQL, &args).await.map(|_| ())
+    db.execute(sql, &args).await.map(|_| ())
 }

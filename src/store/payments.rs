@@ -541,27 +541,39 @@ pub async fn change_payment(
     row.as_ref().map(payment_row).transpose()
 }
 
-/// Keeps what an answer tells of a payment whose status it does not change.
+/// What an answer tells of a payment whose status it does not change.
+pub struct LateFacts<'a> {
+    /// Until when the authorisation can be captured.
+    pub auth_expires_at: Option<Millis>,
+    /// Its review.
+    pub auth_review: Option<&'a str>,
+    /// The card that the gateway holds for it.
+    pub token_card_id: Option<&'a CardId>,
+    /// By when the gateway is to be asked for more, often at first.
+    pub look: Option<Millis>,
+}
+
+/// Keeps what an answer tells of a payment; what it does not tell stays.
 pub async fn keep_facts(
     tx: &mut Tx,
-    account: &GatewayAccount,
-    id: &PaymentRequestId,
-    auth_expires_at: Option<Millis>,
-    auth_review: Option<&str>,
-    token_card_id: Option<&CardId>,
+    payment: &PaymentRow,
+    facts: &LateFacts<'_>,
 ) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE payments SET auth_expires_at = COALESCE($3, auth_expires_at), \
-         auth_review = COALESCE($4, auth_review), token_card_id = COALESCE(token_card_id, $5) \
+         auth_review = COALESCE($4, auth_review), token_card_id = COALESCE(token_card_id, $5), \
+         looks = CASE WHEN $6 IS NULL THEN looks ELSE 0 END, \
+         next_look = CASE WHEN $6 IS NULL OR next_look <= $6 THEN next_look ELSE $6 END \
          WHERE account = $1 AND payment_request_id = $2 \
          AND (COALESCE($3, auth_expires_at, 0) <> COALESCE(auth_expires_at, 0) \
              OR COALESCE($4, auth_review, '') <> COALESCE(auth_review, '') \
              OR (token_card_id IS NULL AND $5 IS NOT NULL))";
     let args = [
-        Arg::Text(account.as_str()),
-        Arg::Text(id.as_str()),
-        Arg::IntOrNull(auth_expires_at.map(|at| at.0)),
-        Arg::TextOrNull(auth_review),
-        Arg::TextOrNull(token_card_id.map(CardId::as_str)),
+        Arg::Text(payment.account.as_str()),
+        Arg::Text(payment.payment_request_id.as_str()),
+        Arg::IntOrNull(facts.auth_expires_at.map(|at| at.0)),
+        Arg::TextOrNull(facts.auth_review),
+        Arg::TextOrNull(facts.token_card_id.map(CardId::as_str)),
+        Arg::IntOrNull(facts.look.map(|at| at.0)),
     ];
     Ok(tx.execute(SQL, &args).await? == 1)
 }
@@ -653,7 +665,8 @@ pub async fn release(
     db.execute(SQL, &args).await.map(|_| ())
 }
 
-/// Asks for a look at `at`, or sooner where one is due sooner.
+/// Asks for a look at `at`, or sooner where one is due sooner. One that is under way does not count: it may have asked
+/// before there was something to learn.
 pub async fn look_by(
     db: &Db,
     account: &GatewayAccount,
@@ -661,7 +674,7 @@ pub async fn look_by(
     at: Millis,
 ) -> Result<(), StoreError> {
     const SQL: &str = "UPDATE payments SET next_look = $3 \
-         WHERE account = $1 AND payment_request_id = $2 AND (next_look IS NULL OR next_look > $3)";
+         WHERE account = $1 AND payment_request_id = $2 AND (next_look IS NULL OR next_look > $3 OR lease_until > $3)";
     let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(at.0)];
     db.execute(SQL, &args).await.map(|_| ())
 }
@@ -691,19 +704,6 @@ pub async fn open_cancel(
     Ok(tx.execute(SQL, &args).await? == 1)
 }
 
-/// Notes that an open cancel is about to be sent; `false` where it must not: it is over, or the vault's own
-/// and its payment is paid, of which the caller may know.
-pub async fn note_cancel_sent(
-    db: &Db,
-    account: &GatewayAccount,
-    id: &PaymentRequestId,
-    now: Millis,
-) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE payments SET cancel_at = $3 \
-         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN' \
-         AND (status IN ('UNKNOWN', 'PROCESSING') OR (status = 'AUTHORIZED' AND cancel_by = 'caller'))";
-    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
-    Ok(db.execute(SQL, &args).await? == 1)
 /// Makes an open cancel of the vault's own the caller's, and asks for a look by `next_look`; `false` where there is none
 /// any more.
 pub async fn take_over_cancel(
@@ -721,6 +721,19 @@ pub async fn take_over_cancel(
     Ok(tx.execute(SQL, &args).await? == 1)
 }
 
+/// Notes that an open cancel is about to be sent; `false` where it must not: it is over, or the vault's own
+/// and its payment is paid, of which the caller may know.
+pub async fn note_cancel_sent(
+    db: &Db,
+    account: &GatewayAccount,
+    id: &PaymentRequestId,
+    now: Millis,
+) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE payments SET cancel_at = $3 \
+         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN' \
+         AND (status IN ('UNKNOWN', 'PROCESSING') OR (status = 'AUTHORIZED' AND cancel_by = 'caller'))";
+    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0)];
+    Ok(db.execute(SQL, &args).await? == 1)
 }
 
 /// Ends an open cancel that the gateway refused, with its code; or, with none, one of the vault's own that

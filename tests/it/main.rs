@@ -25,6 +25,7 @@ mod hostile;
 mod import;
 mod isolation;
 mod keys;
+mod late_words;
 mod main_job;
 mod memory;
 mod no_double_charge;

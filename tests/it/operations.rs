@@ -480,7 +480,7 @@ async fn hasty(db: &super::support::Database) -> TestVault {
     vault
 }
 
-async fn status_becomes(caller: &Caller, id: &str, wanted: &str) -> Answer {
+pub async fn status_becomes(caller: &Caller, id: &str, wanted: &str) -> Answer {
     eventually(&format!("{id} to become {wanted}"), || async {
         let shown = caller.get(&format!("/v1/payments/{id}")).await.expect(200);
         (shown.text_at("/status") == wanted).then_some(shown)

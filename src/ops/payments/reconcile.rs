@@ -143,8 +143,11 @@ impl Vault {
                 }
                 Ok(Some(Waits::Gateway))
             }
-            Status::Authorized => self.complete_authorized(row, verdict, asked).await,
-            Status::Failed | Status::Cancelled => Ok(None),
+            Status::Authorized => {
+                let waits = self.complete_authorized(row, verdict, asked).await?;
+                Ok(waits.or(unanswered(verdict)))
+            }
+            Status::Failed | Status::Cancelled => Ok(unanswered(verdict)),
         }
     }
 
@@ -330,6 +333,12 @@ impl Vault {
         let answer = KeptAnswer::answer(&kept).and_then(Object::parse);
         Ok(answer.is_some_and(|answer| REDIRECTS.iter().any(|name| answer.get(name).is_some())))
     }
+}
+
+/// What is settled is looked at because a notification asked for it, which was acknowledged and does not come again:
+/// until the gateway has given its word, the question stays.
+fn unanswered(verdict: Option<Verdict>) -> Option<Waits> {
+    matches!(verdict, None | Some(Verdict::Unclear)).then_some(Waits::Gateway)
 }
 
 fn amount_of(row: &PaymentRow) -> Result<Amount, OpError> {

@@ -85,6 +85,7 @@ impl Vault {
                 {
                     Status::Unknown
                 }
+                None if self.tells_more(&now, verdict, &scrubbed).await => now.status,
                 None => {
                     let token_card = token_card.as_ref();
                     return match self.keep_late(&now, verdict, &scrubbed, &facts, token_card, source).await? {
@@ -106,6 +107,8 @@ impl Vault {
             // tell: the gateway's own capture, say, which came first.
             let look = self.look_after_change(&now, to, &facts, &scrubbed, token_card.is_some());
             let next_look = match (look, source) {
+                // It tells of what is settled; nothing that is waited for has come to an end.
+                (NextLook::At(None), _) if to == now.status => NextLook::Keep,
                 (NextLook::At(at), Source::Notification) => NextLook::AtUnlessDue(at),
                 (look, _) => look,
             };
@@ -120,7 +123,7 @@ impl Vault {
                 decline: if to == Status::Failed { Decline::of_answer(&scrubbed) } else { None },
                 token_card_id: token_card.as_ref(),
                 auth_expires_at: facts.auth_expires_at,
-                auth_review: facts.auth_review.as_deref(),
+                auth_review: facts.review(&now, source),
                 next_look,
                 attempt: None,
                 version: Some(now.version),
@@ -136,7 +139,9 @@ impl Vault {
                 None => None,
             };
             if let Some(after) = self.change(&now, &change, Some((&answer, source)), typed.as_ref()).await? {
-                after_change(&now, to, source);
+                if to != now.status {
+                    after_change(&now, to, source);
+                }
                 return Ok(after);
             }
         }
@@ -191,7 +196,7 @@ impl Vault {
                 let id =
                     row.agreement_id.is_some() && !ChainIds::of_answer(scrubbed).has_network_transaction_id();
                 let token = row.wants_token && row.token_card_id.is_none() && !has_token;
-                let review = facts.auth_review.as_deref() == Some("PROCESSING");
+                let review = facts.auth_review.as_deref() == Some(UNDER_REVIEW);
                 // A cancel of the vault's own that is still out may take effect.
                 let cancel = row.cancel.as_ref().is_some_and(|cancel| cancel.state == CancelState::Open);
                 NextLook::At(if id || token || review || cancel { after(Waits::Detail) } else { None })
@@ -219,11 +224,13 @@ impl Vault {
                 ReadyEvent::of_payment(&before.merchant, &view)?
             }
         };
-        let note = moves.then(|| {
-            let by = change.settled_by.or(answer.map(|(_, source)| source.name())).unwrap_or("vault");
-            let detail = format!("{} by {by}", change.to.name());
-            Entry::done("payment.change", before.payment_request_id.as_str()).with(detail)
-        });
+        let by = change.settled_by.or(answer.map(|(_, source)| source.name())).unwrap_or("vault");
+        let id = before.payment_request_id.as_str();
+        let note = if moves {
+            Some(Entry::done("payment.change", id).with(format!("{} by {by}", change.to.name())))
+        } else {
+            before.status.is_final().then(|| Entry::done("payment.learn", id).with(by))
+        };
         let tells = event.is_some() || typed.is_some_and(|typed| typed.event.is_some());
         let (after, news) = match note {
             // Neither an agreement nor a card has to do with it.
@@ -333,8 +340,10 @@ impl Vault {
             return Ok(false);
         }
         let ids = ChainIds::of_answer(scrubbed);
+        let review = facts.review(payment, source);
+        let begins = review == Some(UNDER_REVIEW) && payment.auth_review.is_none();
         let news = (facts.auth_expires_at.is_some() && facts.auth_expires_at != payment.auth_expires_at)
-            || (facts.auth_review.is_some() && facts.auth_review != payment.auth_review)
+            || (review.is_some() && review != payment.auth_review.as_deref())
             || (token_card.is_some() && payment.token_card_id.is_none());
         let wanted = payment.agreement_id.is_some() && !ids.is_empty();
         if !news && !wanted {
@@ -342,12 +351,17 @@ impl Vault {
         }
         let now = self.now();
         let mut tx = self.begin().await?;
-        let (account, id) = (&payment.account, &payment.payment_request_id);
-        let review = facts.auth_review.as_deref();
         if let Some(card) = token_card {
             self.keep_token_card(&mut tx, &payment.merchant, card).await?;
         }
-        rows::keep_facts(&mut tx, account, id, facts.auth_expires_at, review, token_card).await?;
+        let gap = pause(Waits::Detail, 0, payment.payment_request_id.as_str()).filter(|_| begins);
+        let late = rows::LateFacts {
+            auth_expires_at: facts.auth_expires_at,
+            auth_review: review,
+            token_card_id: token_card,
+            look: gap.map(|gap| now.plus(gap)),
+        };
+        rows::keep_facts(&mut tx, payment, &late).await?;
         self.keep_ids(&mut tx, payment, &ids, source.name(), now).await?;
         if let (Some(agreement), Some(card)) = (&payment.agreement_id, token_card) {
             attach_card(&mut tx, &payment.merchant, agreement, card, now).await?;
@@ -356,6 +370,32 @@ impl Vault {
             .await?;
         tx.commit().await?;
         Ok(true)
+    }
+
+    /// Whether an answer that changes no status tells what the kept one does not: the page that a payment in process
+    /// waits for, or more of what issuer and scheme said of one that is settled.
+    async fn tells_more(&self, now: &PaymentRow, verdict: Verdict, scrubbed: &str) -> bool {
+        let members: &[&str] = match (now.status, verdict) {
+            (Status::Processing, Verdict::InProcess) => REDIRECTS,
+            (Status::Authorized, Verdict::Paid) | (Status::Failed, Verdict::Failed) => &[RESULT_INFO],
+            _ => return false,
+        };
+        let told = Object::parse(scrubbed);
+        if !told.as_ref().is_some_and(|told| members.iter().any(|name| told.get(name).is_some())) {
+            return false;
+        }
+        let kept = match &now.answer {
+            None => return true,
+            Some(sealed) => self.open_answer(now, sealed).await,
+        };
+        // One that cannot be read now is not replaced: this is for showing.
+        let Ok(kept) = kept else { return false };
+        let kept = KeptAnswer::answer(&kept).and_then(Object::parse);
+        let Some(kept) = kept else { return true };
+        match now.status {
+            Status::Processing => !REDIRECTS.iter().any(|name| kept.get(name).is_some()),
+            _ => adds_to(told.and_then(|told| told.get(RESULT_INFO)), kept.get(RESULT_INFO)),
+        }
     }
 
     /// A card that the gateway has told is taken by its payment, and stays; where its time was over and it
@@ -398,7 +438,7 @@ impl Vault {
         };
         match ready.await {
             // What is away for now is away for the settlement too, which is tried again.
-            Err(error @ (OpError::Unavailable(_) | OpError::Sealed)) => Err(error),
+            Err(error @ (OpError::Unavailable(_) | OpError::Unclear(_) | OpError::Sealed)) => Err(error),
             Err(error) => {
                 let id = &before.payment_request_id;
                 tracing::error!(alarm = true, payment = %id, %error, "the card's details could not be updated by its payment");
@@ -446,6 +486,18 @@ impl Vault {
     }
 }
 
+/// `authReviewStatus` while somebody looks at the authorisation.
+const UNDER_REVIEW: &str = "PROCESSING";
+/// What issuer and scheme said.
+const RESULT_INFO: &str = "paymentResultInfo";
+
+/// Whether an object has all members of another, and more.
+fn adds_to(told: Option<&str>, kept: Option<&str>) -> bool {
+    let Some(told) = told.and_then(Object::parse) else { return false };
+    let Some(kept) = kept.and_then(Object::parse) else { return told.iter().next().is_some() };
+    kept.iter().all(|(name, _)| told.get(name).is_some()) && told.iter().count() > kept.iter().count()
+}
+
 /// What of an answer stands in columns of its own.
 struct Facts {
     payment_id: Option<String>,
@@ -474,6 +526,14 @@ impl Facts {
             auth_review: text(top("authReviewStatus")),
             sends_buyer: REDIRECTS.iter().any(|name| top(name).is_some()),
         }
+    }
+
+    /// The review as it stands now. A notification that says that it goes on may come after one that told its end.
+    fn review(&self, payment: &PaymentRow, source: Source) -> Option<&str> {
+        let is_late = |review: &str| {
+            source == Source::Notification && review == UNDER_REVIEW && payment.auth_review.is_some()
+        };
+        self.auth_review.as_deref().filter(|review| !is_late(review))
     }
 }
 

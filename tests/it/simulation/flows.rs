@@ -318,6 +318,23 @@ pub const FLOWS: &[Flow] = &[
         },
     },
     Flow {
+        name: "cancel what the vault cancels",
+        prepare: |s| {
+            let id = later(s, Kind::Typed, is_call, 70_000);
+            s.reconcile(0);
+            assert!(s.go_on(0, is_cancel));
+            s.release_first(Go::Lost, is_cancel);
+            s.crash(0);
+            s.start(0);
+            id
+        },
+        start: |s, id| s.cancel(0, id),
+        again: |s, id| {
+            s.cancel(0, id);
+            Vec::new()
+        },
+    },
+    Flow {
         name: "be notified",
         prepare: |s| unclear(s, Kind::Reference, is_answer),
         start: |s, _| s.deliver(0, 0, false, false),
@@ -761,6 +778,10 @@ fn operated_again(s: &mut Simulation<'_>, id: &str) -> Vec<String> {
 
 fn is_call(what: &What) -> bool {
     matches!(what, What::Call(_))
+}
+
+fn is_cancel(what: &What) -> bool {
+    matches!(what, What::Call(name) if name.starts_with("Cancel"))
 }
 
 fn is_answer(what: &What) -> bool {
