@@ -49,7 +49,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', default_values_t = ["tokenise".to_owned(), "read".to_owned(), "pay".to_owned()])]
     work: Vec<String>,
     /// Instead of all that: what tokenising and reading cost where so many cards are stored. Rising sizes,
-    /// such as 10000,1000000; ten million take some 16 GB of disk and a quarter of an hour to fill.
+    /// such as 10000,1000000; ten million take some 16 GB of disk and half an hour to fill.
     #[arg(long, value_delimiter = ',')]
     growth: Vec<u64>,
     /// Instead of all that: how fast keys rotate where so many cards are stored.
