@@ -51,9 +51,12 @@ pub(super) fn examine(config: &Config) -> Vec<Line> {
 fn revocation_list(path: &Path, now: Millis) -> Line {
     const MEND: &str = "have the authority's newest list put there, by a job that runs well within its time";
     let name = path.display();
-    let read = read(path, "api.crl").ok().and_then(|file| RevocationLists::read(&[file]).ok());
-    let Some(lists) = read else {
-        return Line::fail(AREA, format!("api.crl: no revocation list can be read from {name}"), MEND);
+    let lists = match read(path, "api.crl").and_then(|file| Ok(RevocationLists::read(&[file])?)) {
+        Ok(lists) => lists,
+        Err(error) => {
+            let what = format!("api.crl: no revocation list can be used from {name}: {error:#}");
+            return Line::fail(AREA, what, MEND);
+        }
     };
     let (end, hours) =
         (lists.next_update().rfc3339(), (lists.next_update().0.saturating_sub(now.0)) / (3600 * 1000));
@@ -119,6 +122,10 @@ mod tests {
         }
         std::fs::write(&path, "no list").unwrap();
         assert_eq!(judged(now), Verdict::Fail);
+        // It can be read, but it is of version 1, which no handshake takes.
+        std::fs::write(&path, crate::http::tls::tests::hand_made(b"", &[])).unwrap();
+        let line = revocation_list(&path, now);
+        assert!(line.verdict == Verdict::Fail && line.told.contains("version 2"), "{}", line.told);
     }
 
     #[test]

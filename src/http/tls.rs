@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, UnixTime};
@@ -44,6 +44,12 @@ pub enum TlsError {
     /// A revocation list is neither PEM nor DER, not whole, or says nothing of its next update.
     #[error("a revocation list is no readable list with a next update")]
     RevocationList,
+    /// A revocation list can be read, but no handshake can use it.
+    #[error(
+        "a revocation list is of a kind that cannot be used: it must be of version 2, whole (no delta), direct, \
+         for all reasons, and without critical extensions that nobody knows"
+    )]
+    RevocationKind(#[source] VerifierBuilderError),
     /// Certificate and key do not belong together, or the key is of an unusable kind.
     #[error("the server's certificate and private key do not belong together")]
     Mismatch(#[source] rustls::Error),
@@ -85,7 +91,9 @@ impl RevocationLists {
         dated.sort_by_key(|((this_update, _), _)| std::cmp::Reverse(*this_update));
         let next_update =
             dated.iter().map(|((_, next_update), _)| *next_update).min().ok_or(TlsError::RevocationList)?;
-        Ok(Self { lists: dated.into_iter().map(|(_, der)| der).collect(), next_update })
+        let lists: Vec<_> = dated.into_iter().map(|(_, der)| der).collect();
+        usable(&lists)?;
+        Ok(Self { lists, next_update })
     }
 
     /// When the first of them is stale.
@@ -112,6 +120,19 @@ fn list_facts(der: &[u8]) -> Option<(Millis, Millis)> {
     let (rest, list) = CertificateRevocationList::from_der(der).ok()?;
     let millis = |time: x509_parser::time::ASN1Time| Millis(time.timestamp().saturating_mul(1000));
     rest.is_empty().then_some((millis(list.last_update()), millis(list.next_update()?)))
+}
+
+/// Has the lists read by what the handshake reads them with, which takes fewer kinds than [`list_facts`]: a
+/// list that only fails when the rules are made would leave those from before in force.
+fn usable(lists: &[CertificateRevocationListDer<'static>]) -> Result<(), TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    // The parser is reached only through a verifier, and that wants an authority: any will do.
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.iter().take(1).cloned().collect() };
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .with_crls(lists.iter().cloned())
+        .build()
+        .map(|_| ())
+        .map_err(TlsError::RevocationKind)
 }
 
 /// What a listener lets in by: the handshake's rules, and those for connections that are open already.
@@ -238,7 +259,7 @@ fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::base::clock::{Clock, SystemClock};
     use crate::pki::{Authority, CertifiedPem};
@@ -315,5 +336,52 @@ mod tests {
         assert!(read(authority.certificate_pem().as_bytes()).is_err(), "a certificate");
         assert!(RevocationLists::read::<&[u8]>(&[]).is_err(), "no file");
         assert!(RevocationLists::read(&[short.as_bytes(), b""]).is_err(), "one of two is empty");
+    }
+
+    fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+        let content = parts.concat();
+        let length = u8::try_from(content.len()).ok().filter(|length| *length < 128).unwrap();
+        [&[tag, length], &content[..]].concat()
+    }
+
+    /// A list of the issuer `x`: its version's element, its extensions.
+    pub(crate) fn hand_made(version: &[u8], extensions: &[&[u8]]) -> Vec<u8> {
+        let algorithm = b"\x30\x0a\x06\x08\x2a\x86\x48\xce\x3d\x04\x03\x02";
+        let issuer = b"\x30\x0c\x31\x0a\x30\x08\x06\x03\x55\x04\x03\x0c\x01x";
+        let (this, next) = (tlv(0x17, &[b"260101000000Z"]), tlv(0x17, &[b"360101000000Z"]));
+        let extensions = match extensions {
+            [] => Vec::new(),
+            some => tlv(0xa0, &[&tlv(0x30, some)]),
+        };
+        let signed = tlv(0x30, &[version, algorithm, issuer, &this, &next, &extensions]);
+        tlv(0x30, &[&signed, algorithm, b"\x03\x02\x00\x00"])
+    }
+
+    /// What the handshake cannot use is no list, though it can be read.
+    #[test]
+    fn a_list_of_a_kind_that_no_handshake_takes_is_refused() {
+        let extension = |id: u8, critical: bool, content: &[u8]| {
+            let critical: &[u8] = if critical { b"\x01\x01\xff" } else { b"" };
+            tlv(0x30, &[&[6, 3, 0x55, 0x1d, id], critical, &tlv(0x04, &[content])])
+        };
+        let number = extension(20, false, b"\x02\x01\x05");
+        let read = |version: &[u8], extensions: &[&[u8]]| {
+            let der = hand_made(version, extensions);
+            assert!(list_facts(&der).is_some(), "it can be read");
+            RevocationLists::read(&[der]).map(|lists| lists.count())
+        };
+        let two: &[u8] = b"\x02\x01\x01";
+        assert_eq!(read(two, &[&number]).unwrap(), 1);
+        for (what, version, extensions) in [
+            ("version 1", &b""[..], vec![]),
+            ("no extensions", two, vec![]),
+            ("a delta", two, vec![&number, &extension(27, true, b"\x02\x01\x04")]),
+            ("indirect", two, vec![&number, &extension(28, true, b"\x30\x03\x84\x01\xff")]),
+            ("some reasons", two, vec![&number, &extension(28, true, b"\x30\x04\x83\x02\x05\x60")]),
+            ("unknown and critical", two, vec![&number, &extension(99, true, b"\x05\x00")]),
+        ] {
+            let extensions: Vec<&[u8]> = extensions.into_iter().map(Vec::as_slice).collect();
+            assert!(matches!(read(version, &extensions), Err(TlsError::RevocationKind(_))), "{what}");
+        }
     }
 }

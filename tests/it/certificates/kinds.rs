@@ -142,7 +142,7 @@ fn revocations(ca: &Ca, serials: &[&[u8]]) -> Vec<u8> {
 }
 
 /// Tag, length, content.
-fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
+pub(super) fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
     let length = content.len();
     let mut out = vec![tag];
     if length < 128 {
@@ -157,7 +157,7 @@ fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
 }
 
 /// The elements inside of a sequence, each with its tag and length.
-fn elements(sequence: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn elements(sequence: &[u8]) -> Vec<Vec<u8>> {
     let header = |bytes: &[u8]| match bytes[1] {
         short if short < 128 => (2, usize::from(short)),
         long => {

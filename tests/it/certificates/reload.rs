@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use cardvault::base::clock::{Clock, Millis, SystemClock};
 use cardvault::pki::{Authority, serial_of};
+use rcgen::{KeyPair, SigningKey};
 use rustls_pki_types::CertificateRevocationListDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::Value;
 
+use super::kinds::{elements, tlv};
 use super::{CHECKOUT, authority, is_not_served, leaf, options, whoami};
 use crate::support::vault::TestVault;
 use crate::support::wire::{Identity, Wire};
@@ -153,6 +155,43 @@ async fn without_a_good_list_nobody_new_gets_in() {
     std::fs::write(list_file(&vault), put_back).expect("a file");
     becomes(&vault, &who, true, "the list to come").await;
     readiness_becomes(&vault, true).await;
+    vault.finish(&[]).await;
+}
+
+/// A list of version 1, signed as it should be. Programs read it, but no handshake can use it.
+fn version_1(authority: &Authority) -> Vec<u8> {
+    let two = list(authority, &[], SystemClock.now());
+    let whole = elements(&CertificateRevocationListDer::from_pem_slice(&two).expect("PEM"));
+    // Version, algorithm, issuer, this update, next update, extensions.
+    let signed = tlv(0x30, &elements(&whole[0])[1..5].concat());
+    let key = KeyPair::from_pem(authority.private_key_pem().expose()).expect("a key");
+    let signature = tlv(0x03, &[&[0][..], &key.sign(&signed).expect("a signature")].concat());
+    tlv(0x30, &[signed, whole[1].clone(), signature].concat())
+}
+
+/// A list that can be read but not used is as one that is missing, where there was none before and where
+/// there was a good one: nobody is let in by rules that it was to replace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_no_handshake_can_use_lets_nobody_in() {
+    let db = Database::sqlite();
+    let vault = TestVault::start(&db).await;
+    let ours = authority(&vault);
+    let who = leaf(&ours, &options(CHECKOUT));
+    let mut open = Wire::connect(&vault, Some(&who)).await.expect("a connection");
+    assert_eq!(on(&mut open).await, Some(200));
+    for before in ["no list", "a good list"] {
+        put(&list_file(&vault), &version_1(&ours));
+        if before == "no list" {
+            edit(&vault, "[api]\n", "[api]\ncrl = \"pki/clients.crl\"\n");
+        }
+        becomes(&vault, &who, false, before).await;
+        readiness_becomes(&vault, false).await;
+        assert_eq!(on(&mut open).await, Some(200), "what is open stays");
+        put(&list_file(&vault), &list(&ours, &[], SystemClock.now()));
+        becomes(&vault, &who, true, "a good list to be taken up").await;
+        assert_eq!(on(&mut open).await, Some(200), "nor was it idle for long");
+        readiness_becomes(&vault, true).await;
+    }
     vault.finish(&[]).await;
 }
 
