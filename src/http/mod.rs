@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod extract;
 pub mod notify;
+pub mod outlasting;
 pub mod pace;
 pub mod peer;
 pub mod problem;

@@ -72,17 +72,19 @@ async fn handle(State(notify): State<Notify>, request: Request) -> Response<Body
             time: owned.time.as_deref(),
             signature: owned.signature.as_deref(),
         };
-        vault.take_notification(&notify.signed_path, &headers, body.expose(), from).await
+        let taken = vault.take_notification(&notify.signed_path, &headers, body.expose(), from).await;
+        // Here, so that a sender that hangs up is told of too.
+        if matches!(taken, Err(NotTaken::Forged))
+            && let Some(left_out) = notify.forged.say()
+        {
+            let refused = Entry::refused("notification", with_others("not_verified", left_out));
+            vault.audit.note_soon(Actor::unknown(from), refused);
+        }
+        taken
     }));
     match taken.await {
         Ok(Ok(())) => answer(StatusCode::OK, ACKNOWLEDGEMENT),
-        Ok(Err(NotTaken::Forged)) => {
-            if let Some(left_out) = notify.forged.say() {
-                let refused = Entry::refused("notification", with_others("not_verified", left_out));
-                notify.vault.audit.note_soon(Actor::unknown(from), refused);
-            }
-            answer(StatusCode::UNAUTHORIZED, REFUSED)
-        }
+        Ok(Err(NotTaken::Forged)) => answer(StatusCode::UNAUTHORIZED, REFUSED),
         Ok(Err(error @ NotTaken::NotRecorded(_))) => {
             tracing::error!(error = &error as &dyn std::error::Error, "a notification must come again");
             answer(StatusCode::SERVICE_UNAVAILABLE, TRY_AGAIN)

@@ -13,7 +13,7 @@ use axum::http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::MethodRouter;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::base::ids::RequestId;
 use crate::base::stack::leaving_nothing;
@@ -25,6 +25,7 @@ use crate::ops::error::OpError;
 
 use super::admission::{Clients, Rules, Standing, changed};
 use super::extract::discard;
+use super::outlasting::Outlasting;
 use super::pace::{HOLD, Missed, Pace};
 use super::peer::Peer;
 use super::problem::{self, Problem};
@@ -32,6 +33,12 @@ use super::routes;
 
 /// Under what name every answer is logged.
 pub const LOGGED_AS: &str = module_path!();
+
+/// The route whose reads wait.
+const EVENTS: &str = "/v1/events";
+
+/// Ends when a request's caller has gone.
+type Gone = oneshot::Receiver<std::convert::Infallible>;
 
 /// What the API needs.
 #[derive(Clone)]
@@ -83,8 +90,21 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
-/// Identifies the caller, runs the handler, writes the answer and one line of log.
+/// Answers a request. What becomes of it does not depend on whether its caller waits for the answer.
 async fn every_request(State(api): State<Api>, request: Request, next: Next) -> Response<Body> {
+    // A read that waits for events ends when its caller hangs up: this is dropped, and the other end is told.
+    let (_here, gone) = match route_of(&request) {
+        Some(EVENTS) => {
+            let (here, gone) = oneshot::channel();
+            (Some(here), Some(gone))
+        }
+        _ => (None, None),
+    };
+    Outlasting::new(Arc::clone(&api.vault), answered(api, request, next, gone)).await
+}
+
+/// Identifies the caller, runs the handler, writes the answer and one line of log.
+async fn answered(api: Api, request: Request, next: Next, gone: Option<Gone>) -> Response<Body> {
     let started = Instant::now();
     // The path as it was matched, and a method that has a name: what was sent may hold anything.
     let method = method_name(request.method());
@@ -118,7 +138,8 @@ async fn every_request(State(api): State<Api>, request: Request, next: Next) -> 
                 }
                 Ok(mut pass) => {
                     let look = Look { api: &api, peer: peer.as_deref(), standing: standing.as_deref() };
-                    let response = look.on(caller, request, next, &request_id, &mut rules).await;
+                    let looked = look.on(caller, request, next, &request_id, &mut rules, gone).await;
+                    let Some(response) = looked else { return None };
                     if response.extensions().get::<Problem>().is_some_and(Problem::is_not_found)
                         && let Missed::Held { first } = pass.missed(api.vault.clock.instant())
                     {
@@ -129,9 +150,11 @@ async fn every_request(State(api): State<Api>, request: Request, next: Next) -> 
                 }
             },
         };
-        audited(&api.vault, response, (method, route), read, telling).await
+        Some(audited(&api.vault, response, (method, route), read, telling).await)
     })
     .await;
+    // Nobody waits for it, and it has come to nothing.
+    let Some(response) = response else { return Response::new(Body::empty()) };
     let code = response.extensions().get::<Problem>().map(Problem::code);
     let response = finish(response, &request_id);
     api.vault.metrics.request(
@@ -173,7 +196,7 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Runs the handler.
+    /// Runs the handler; none where its caller has gone, and was told nothing.
     async fn on(
         &self,
         caller: Caller,
@@ -181,13 +204,14 @@ impl Look<'_> {
         next: Next,
         request_id: &RequestId,
         rules: &mut Option<watch::Receiver<Arc<Rules>>>,
-    ) -> Response<Body> {
+        gone: Option<Gone>,
+    ) -> Option<Response<Body>> {
         if !is_canonical(request.uri().path()) {
-            return Problem::from(problem::NOT_FOUND).into_response();
+            return Some(Problem::from(problem::NOT_FOUND).into_response());
         }
         // Nothing works without keys, and a caller who knows that can wait.
         if self.api.vault.keys.are_closed() {
-            return Problem::from(problem::SEALED).into_response();
+            return Some(Problem::from(problem::SEALED).into_response());
         }
         // A read that waits ends when its caller is let in no more. What changes something does not: it was
         // begun, and its caller must learn how it ended.
@@ -203,6 +227,15 @@ impl Look<'_> {
                 }
             }
         };
+        let gone = async {
+            match gone {
+                // Nothing is ever sent: the end of the channel is what is waited for.
+                Some(gone) => {
+                    let _ = gone.await;
+                }
+                None => std::future::pending().await,
+            }
+        };
         request.extensions_mut().insert(caller);
         let answered = async {
             // A read is told what is masked.
@@ -210,8 +243,9 @@ impl Look<'_> {
         };
         tokio::select! {
             biased;
-            response = answered => response,
-            response = refused, if reads => response,
+            response = answered => Some(response),
+            response = refused, if reads => Some(response),
+            () = gone => None,
         }
     }
 }

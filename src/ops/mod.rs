@@ -26,6 +26,7 @@ pub mod sweeps;
 mod writer;
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -138,8 +139,8 @@ pub struct Vault {
     pub instance: InstanceId,
     /// What the deployment chose.
     pub policy: Policy,
-    /// Payments that are on their way, whether or not their callers still wait.
-    running: Running,
+    /// What is on its way, payments above all, whether or not its callers still wait.
+    running: Arc<Running>,
     /// Rings when there are events.
     pub bell: Arc<EventBell>,
     /// Who did what.
@@ -196,7 +197,7 @@ impl Vault {
             queues: CardQueues::default(),
             instance,
             policy,
-            running: Running::default(),
+            running: Arc::default(),
             bell,
             metrics,
             hindrances: Hindrances::default(),
@@ -217,6 +218,17 @@ impl Vault {
     /// Wipes what is held in memory: nothing will use it any more.
     pub fn forget_held(&self) {
         self.slots.clear();
+    }
+
+    /// Gives `work`, whose caller has gone, a task of its own; the vault waits for it before it ends. Outside of
+    /// a runtime there is nobody who could finish it.
+    pub fn outlast<F: Future<Output: Send> + Send + 'static>(&self, work: F) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let running = self.running.begin_apart();
+        runtime.spawn(async move {
+            let _running = running;
+            work.await;
+        });
     }
 
     fn running(&self) -> &Running {

@@ -1,5 +1,7 @@
 //! What runs on after its caller has gone, and must have come to its end before the process may.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 /// Counts what runs, and tells it when to end.
@@ -17,11 +19,24 @@ impl Default for Running {
 /// Something that runs, until this is dropped.
 pub(super) struct Guard<'a>(&'a Running);
 
+/// The same, which borrows nothing.
+pub(super) struct Apart(Arc<Running>);
+
 impl Running {
     /// Something has begun.
     pub fn begin(&self) -> Guard<'_> {
         self.count.send_modify(|count| *count = count.saturating_add(1));
         Guard(self)
+    }
+
+    /// As [`Self::begin`], for what goes its own way.
+    pub fn begin_apart(self: &Arc<Self>) -> Apart {
+        self.count.send_modify(|count| *count = count.saturating_add(1));
+        Apart(Arc::clone(self))
+    }
+
+    fn end(&self) {
+        self.count.send_modify(|count| *count = count.saturating_sub(1));
     }
 
     /// Tells everything to end, and waits until nothing runs.
@@ -39,6 +54,12 @@ impl Running {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.0.count.send_modify(|count| *count = count.saturating_sub(1));
+        self.0.end();
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }

@@ -1,8 +1,11 @@
 //! The audit trail: every access has its row, what cannot be recorded does not happen, and whatever is done
 //! to the trail afterwards is found.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
+use super::group_commit::Held;
 use super::support::notices::{Posted, Sign};
 use super::support::sql::number;
 use super::support::vault::{TestVault, by_reference, fresh_pan, typed};
@@ -124,7 +127,7 @@ both_engines! {
         let mut served = 0;
         while checkout.get(&path).await.status == 200 {
             served += 1;
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         checkout.get(&path).await.expect_problem(503, "unavailable");
         assert_eq!(vault.charges("AUDIT_3"), 0);
@@ -137,6 +140,42 @@ both_engines! {
         checkout.post("/v1/payments", &by_reference("AUDIT_3", "100", &card)).await.expect(200);
         assert_eq!(vault.charges("AUDIT_3"), 1);
         vault.finish(&[&pan, &other]).await;
+    }
+
+    /// A caller who hangs up before he is answered was refused all the same: each refusal has its row, and no
+    /// chain is given up for it.
+    async fn a_refusal_has_its_row_though_its_caller_has_gone(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let refused = [
+            &b"GET /v1/cards?limit=x HTTP/1.1\r\nhost: vault\r\n\r\n"[..],
+            b"PUT /v1/cards HTTP/1.1\r\nhost: vault\r\n\r\n",
+            b"POST /v1/cards HTTP/1.1\r\nhost: vault\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
+        ];
+        // They all wait for their rows when their callers go.
+        let mut wires = Vec::new();
+        for _ in 0..12 {
+            wires.push(Wire::client(&vault, "checkout").await);
+        }
+        let held = Held::hold(&db, "audit").await;
+        for (wire, request) in wires.iter_mut().zip(refused.iter().cycle()) {
+            wire.send(request).await.expect("sent");
+        }
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        drop(wires);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        held.release().await;
+        let rows = || number(&db, "SELECT COUNT(*) FROM audit WHERE action = 'request' AND outcome = 'refused'");
+        eventually("every refusal to have its row", || async { (rows().await == 12).then_some(()) }).await;
+        // And at every moment of its being written, the commit among them.
+        for (n, request) in (0..150_u64).zip(refused.iter().cycle()) {
+            let mut wire = Wire::client(&vault, "checkout").await;
+            wire.send(request).await.expect("sent");
+            tokio::time::sleep(Duration::from_micros(n % 50 * 200)).await;
+        }
+        vault.stop().await;
+        let (code, said) = verify(&vault, &[]).await;
+        assert_eq!((code, said.contains("open ")), (Some(0), false), "{said}");
+        vault.finish(&[]).await;
     }
 
     /// A row that was altered, removed or moved is named; a chain that was cut off or removed is told by a

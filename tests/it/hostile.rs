@@ -351,6 +351,57 @@ both_engines! {
         vault.finish(&[]).await;
     }
 
+    /// Who guesses and does not wait for the answer that is held back is held and refused like one who does, and
+    /// told once. What waits for events is over when its caller has gone, and takes up none of its places.
+    async fn a_guesser_that_hangs_up_is_held_all_the_same(db: Database) {
+        let vault = TestVault::start_with(&db, |config| {
+            let rival = config.client.iter_mut().find(|client| client.name == "rival").expect("a client");
+            rival.unknown_ids_per_minute = Some(1);
+            rival.requests_at_once = Some(40);
+        }).await;
+        let rival = vault.client("rival");
+        let card = rival.card(&fresh_pan()).await;
+        let what_exists = format!("/v1/cards/{card}");
+        let mut waiting = Vec::new();
+        for _ in 0..40 {
+            let mut wire = Wire::client(&vault, "rival").await;
+            wire.send(b"GET /v1/events?after=999&wait=30 HTTP/1.1\r\nhost: vault\r\n\r\n").await.expect("sent");
+            waiting.push(wire);
+        }
+        let started = Instant::now();
+        drop(waiting);
+        let free = async || (rival.get(&what_exists).await.status == 200).then_some(());
+        eventually("the places of those who waited to be free", free).await;
+        assert!(started.elapsed() < Duration::from_secs(20), "they waited on");
+
+        let mut refused = None;
+        for round in 0..20 {
+            let mut wires = Vec::new();
+            for _ in 0..16 {
+                wires.push(Wire::client(&vault, "rival").await);
+            }
+            for (n, wire) in wires.iter_mut().enumerate() {
+                let guess = format!("GET /v1/payments/GUESS_{round}_{n} HTTP/1.1\r\nhost: vault\r\n\r\n");
+                wire.send(guess.as_bytes()).await.expect("sent");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(wires);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let answer = rival.get(&what_exists).await;
+            if answer.status == 429 {
+                refused = Some(answer);
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        refused.expect("a refusal").expect_problem(429, "too_many_unknown_ids");
+        let told = async || (excesses(&db, "client:rival").await.len() == 1).then_some(());
+        eventually("the episode's row", told).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        rival.get(&what_exists).await.expect(200);
+        vault.finish(&[]).await;
+    }
+
     /// A client that guesses ids is slowed, then refused; the trail tells it once, and what exists is still
     /// there for it.
     async fn guessing_is_slowed_and_told_once(db: Database) {

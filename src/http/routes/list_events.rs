@@ -12,7 +12,7 @@ use crate::http::router::{Call, json};
 use crate::model::access::ReadEvents;
 use crate::model::event::Cursor;
 
-/// Handles the request. It only reads, so it needs no task of its own, and ends when its caller hangs up.
+/// Handles the request. It only reads, so it needs no task of its own, and its wait ends when its caller hangs up.
 pub async fn handle(call: Call) -> Result<Response<Body>, Problem> {
     let allowed = call.allow::<ReadEvents>()?;
     let query = Query::read(call.query(), &["after", "limit", "wait"])?;

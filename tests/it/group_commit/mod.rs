@@ -18,13 +18,13 @@ use super::support::{Database, Engine};
 const GATHER: Duration = Duration::from_millis(700);
 
 /// A transaction that keeps the vault from writing a table.
-enum Held {
+pub(crate) enum Held {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
 }
 
 impl Held {
-    async fn hold(db: &Database, table: &str) -> Self {
+    pub(crate) async fn hold(db: &Database, table: &str) -> Self {
         let mut held = match db.engine {
             Engine::Sqlite => Self::Sqlite(SqliteConnection::connect(&db.url).await.expect("connect")),
             Engine::Postgres => Self::Postgres(PgConnection::connect(&db.url).await.expect("connect")),
@@ -48,7 +48,7 @@ impl Held {
         .expect("a statement");
     }
 
-    async fn release(mut self) {
+    pub(crate) async fn release(mut self) {
         self.run("COMMIT").await;
         match self {
             Self::Sqlite(connection) => connection.close().await,
