@@ -1,6 +1,6 @@
 //! What a database says of itself: for `cardvault doctor`, which reads only.
 
-use super::backend::{Db, StoreError};
+use super::backend::{Arg, Db, StoreError};
 use crate::base::clock::Millis;
 
 /// What SQLite says of a connection that is opened as all of the vault's are.
@@ -29,6 +29,10 @@ pub async fn sqlite(db: &Db) -> Result<Sqlite, StoreError> {
     })
 }
 
+/// The tables of which rows are removed. Of all others they are made and changed, and of `audit` only made: what
+/// `deploy/postgresql/grants.sql` grants, which a test compares with this and with every statement there is.
+pub const REMOVED_FROM: [&str; 4] = ["leases", "notices", "replicas", "kek_canaries"];
+
 /// What PostgreSQL says of this connection, its role, and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Postgres {
@@ -42,8 +46,10 @@ pub struct Postgres {
     pub owns_tables: bool,
     /// See above.
     pub makes_tables: bool,
-    /// How many tables the role cannot read and write.
-    pub closed_tables: i64,
+    /// The tables on which the role lacks a right that it needs, with commas; mostly none.
+    pub closed_tables: String,
+    /// The tables, but for `audit`, of which the role could remove rows, and never does.
+    pub removable_tables: String,
     /// Whether the role can alter or remove rows of the audit trail.
     pub alters_audit: bool,
     /// The database's clock.
@@ -78,17 +84,23 @@ pub async fn postgres(db: &Db) -> Result<Postgres, StoreError> {
          current_setting('password_encryption') AS passwords \
          FROM pg_roles r WHERE r.rolname = current_user";
     const TABLES: &str = "SELECT \
-         COALESCE(SUM((NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') \
-             AND (c.relname = 'audit' OR (has_table_privilege(c.oid, 'UPDATE') \
-                 AND has_table_privilege(c.oid, 'DELETE')))))::int), 0)::bigint AS closed, \
-         COALESCE(MAX(pg_has_role(c.relowner, 'MEMBER')::int), 0)::bigint AS owned, \
-         COALESCE(MAX((c.relname = 'audit' AND (has_table_privilege(c.oid, 'UPDATE') \
-             OR has_table_privilege(c.oid, 'DELETE') OR has_table_privilege(c.oid, 'TRUNCATE')))::int), 0)::bigint \
-             AS audit \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r', 'p') AND n.nspname = current_schema() AND c.relname <> '_sqlx_migrations'";
+         COALESCE(string_agg(t.name, ', ' ORDER BY t.name) FILTER (WHERE NOT (t.reads AND t.adds \
+             AND (t.changes OR t.name = 'audit') AND (t.removes OR NOT t.shrinks))), '') AS closed, \
+         COALESCE(string_agg(t.name, ', ' ORDER BY t.name) FILTER (WHERE t.name <> 'audit' AND NOT t.shrinks \
+             AND (t.removes OR t.empties)), '') AS removable, \
+         COALESCE(MAX(t.owned::int), 0)::bigint AS owned, \
+         COALESCE(MAX((t.name = 'audit' AND (t.changes OR t.removes OR t.empties))::int), 0)::bigint AS audit \
+         FROM (SELECT c.relname::text AS name, pg_has_role(c.relowner, 'MEMBER') AS owned, \
+             c.relname::text = ANY(string_to_array($1, ',')) AS shrinks, \
+             has_table_privilege(c.oid, 'SELECT') AS reads, has_table_privilege(c.oid, 'INSERT') AS adds, \
+             has_table_privilege(c.oid, 'UPDATE') AS changes, has_table_privilege(c.oid, 'DELETE') AS removes, \
+             has_table_privilege(c.oid, 'TRUNCATE') AS empties \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'p') AND n.nspname = current_schema() \
+             AND c.relname <> '_sqlx_migrations') t";
     let role = db.find(ROLE, &[]).await?.ok_or(StoreError::Damaged)?;
-    let tables = db.find(TABLES, &[]).await?.ok_or(StoreError::Damaged)?;
+    let shrinking = REMOVED_FROM.join(",");
+    let tables = db.find(TABLES, &[Arg::Text(&shrinking)]).await?.ok_or(StoreError::Damaged)?;
     let mut powers = Vec::new();
     for (column, power) in [
         ("super", "is a superuser"),
@@ -106,7 +118,8 @@ pub async fn postgres(db: &Db) -> Result<Postgres, StoreError> {
         powers,
         owns_tables: tables.int("owned")? != 0,
         makes_tables: role.int("makes")? != 0,
-        closed_tables: tables.int("closed")?,
+        closed_tables: tables.text("closed")?,
+        removable_tables: tables.text("removable")?,
         alters_audit: tables.int("audit")? != 0,
         now: Millis(role.int("now")?),
         log_parameters: (role.text("logged")?, role.text("logged_on_error")?),

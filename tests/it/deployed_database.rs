@@ -1,10 +1,12 @@
 //! PostgreSQL as `deploy/postgresql` has it: TLS that the vault verifies, a certificate and a password that
 //! PostgreSQL verifies, a role without rights over the schema, and nothing in PostgreSQL's log that was bound.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use cardvault::base::clock::{Clock, SystemClock};
 use cardvault::pki::{Authority, CertifiedPem, LeafOptions, Usage, write_private, write_public};
+use cardvault::store::facts::REMOVED_FROM;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tempfile::TempDir;
@@ -206,6 +208,38 @@ async fn the_deployed_role_is_enough_and_no_more() {
     let log = deployed.cluster.log();
     assert!(!log[before..].contains("permission denied"), "{}", &log[before..]);
 
+    // A look around finds the role as it should be, and what it should not be.
+    let rights = async || {
+        let output = vault.run(&["doctor", "--json"]).await;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let lines = report["lines"].as_array().expect("lines").clone();
+        let text = |line: &serde_json::Value, name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        lines
+            .iter()
+            .map(|line| (text(line, "verdict"), text(line, "told"), text(line, "mend")))
+            .filter(|(_, told, _)| told.starts_with("the role "))
+            .collect::<Vec<_>>()
+    };
+    let told = rights().await;
+    assert!(told.len() == 4 && told.iter().all(|(verdict, ..)| verdict == "pass"), "{told:?}");
+    let mut owner = PgConnection::connect(&deployed.url("cardvault_owner")).await.expect("connect");
+    for (statement, verdict, what) in [
+        ("REVOKE DELETE ON leases FROM cardvault", "fail", "lacks rights on leases"),
+        ("REVOKE INSERT ON audit FROM cardvault", "fail", "lacks rights on audit, leases"),
+        ("GRANT DELETE ON cards TO cardvault", "warn", "can remove rows of cards"),
+        ("GRANT UPDATE ON audit TO cardvault", "warn", "can alter the audit trail"),
+    ] {
+        sqlx::query(AssertSqlSafe(statement)).execute(&mut owner).await.expect(statement);
+        let told = rights().await;
+        let is = |line: &&(String, String, String)| line.0 == verdict && line.1.contains(what);
+        let line = told.iter().find(is).unwrap_or_else(|| panic!("{statement}: {told:?}"));
+        assert!(line.2.contains("grants.sql"), "{line:?}");
+    }
+    owner.close().await.expect("close");
+    deployed.cluster.psql(&deployed.url("cardvault_owner"), &self::deployed("grants.sql"));
+    let told = rights().await;
+    assert!(told.iter().all(|(verdict, ..)| verdict == "pass"), "{told:?}");
+
     // No more than that.
     let mut server = PgConnection::connect(&deployed.url("cardvault")).await.expect("connect");
     for statement in [
@@ -293,6 +327,15 @@ fn every_statement_of_the_store_is_granted() {
     assert!(removed.len() > 3, "{removed:?}");
     for table in &removed {
         assert!(granted.contains(&table.as_str()), "DELETE FROM {table} is not granted");
+    }
+    // `cardvault doctor` asks for the same.
+    let asked: BTreeSet<&str> = REMOVED_FROM.into();
+    assert_eq!(granted.iter().copied().collect::<BTreeSet<_>>(), asked);
+    for right in [
+        "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO cardvault;",
+        "REVOKE UPDATE ON audit FROM cardvault;",
+    ] {
+        assert!(GRANTS.contains(right), "{right}");
     }
     for table in granted {
         assert!(removed.iter().any(|removed| removed == table), "nothing is deleted from {table}");
