@@ -363,7 +363,8 @@ pub struct RetentionSection {
     /// How long after it was typed a card that no agreement covers is erased, and never before it can no
     /// longer be paid with; 0 is never.
     pub erase_unattached_after_hours: u32,
-    /// How long after its last payment or update a card is erased, whatever covers it; 0 is never.
+    /// How long after its last payment or update a card is erased, whatever covers it, and never sooner than a
+    /// card without an agreement can no longer be paid with; 0 is never.
     pub erase_inactive_after_days: u32,
     /// Declined merchant-initiated attempts in 30 days after which no more is made with a card.
     pub declined_attempts_in_30_days: u32,
@@ -384,11 +385,12 @@ impl RetentionSection {
     /// How long cards are kept.
     pub fn limits(&self) -> Limits {
         let hours = |hours: u32| Duration::from_secs(u64::from(hours) * 3600);
-        let unattached = self.erase_unattached_after_hours;
-        let inactive = self.erase_inactive_after_days;
+        // A card that can still be paid with stays, by either limit.
+        let after =
+            |limit: Duration| (!limit.is_zero()).then(|| limit.max(hours(self.unattached_card_hours)));
         Limits {
-            unattached: (unattached > 0).then(|| hours(unattached.max(self.unattached_card_hours))),
-            inactive: (inactive > 0).then(|| 24 * hours(inactive)),
+            unattached: after(hours(self.erase_unattached_after_hours)),
+            inactive: after(24 * hours(self.erase_inactive_after_days)),
         }
     }
 }
@@ -850,7 +852,10 @@ mod tests {
         let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
         assert_eq!(limits(""), Limits { unattached: hours(720), inactive: hours(540 * 24) });
         let both = limits("erase_unattached_after_hours = 1\nerase_inactive_after_days = 2\n");
-        assert_eq!(both, Limits { unattached: hours(168), inactive: hours(48) });
+        // Neither goes below the time in which a card without an agreement can be paid with.
+        assert_eq!(both, Limits { unattached: hours(168), inactive: hours(168) });
+        let days = limits("unattached_card_hours = 24\nerase_inactive_after_days = 2\n");
+        assert_eq!(days, Limits { unattached: hours(720), inactive: hours(48) });
         let never = limits("erase_unattached_after_hours = 0\nerase_inactive_after_days = 0\n");
         assert_eq!(never, Limits::default());
     }
