@@ -1,4 +1,5 @@
-//! `cardvault audit …`: the audit trail, shown and proved.
+//! `cardvault audit …`: the audit trail, shown and proved. Who reads it is in it (PCI DSS 10.2.1.3), where the role
+//! and the keys of whoever reads allow that.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -9,11 +10,14 @@ use anyhow::{Context, bail};
 use crate::app::open_database;
 use crate::base::clock::Millis;
 use crate::config::{self, Config};
-use crate::ops::audit::verify;
+use crate::model::audit::Entry;
+use crate::ops::audit::{acting, verify};
+use crate::ops::rotation::Admin;
 use crate::store::audit;
+use crate::store::backend::Db;
 use crate::telemetry;
 
-use super::keys::{Common, opened};
+use super::keys::{Common, console, opened, opened_by_itself};
 
 /// Rows that are read at once.
 const PAGE: i64 = 1000;
@@ -59,6 +63,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 async fn verify(common: &Common, checkpoints: Option<PathBuf>) -> anyhow::Result<()> {
     let (_, admin) = opened(common).await?;
     let has_checkpoints = checkpoints.is_some();
+    let how = if has_checkpoints { "with checkpoints" } else { "without checkpoints" };
+    told_of(record(&admin, &Entry::done("audit.verify", "audit").with(how)).await);
     let lines: Box<dyn Iterator<Item = std::io::Result<String>>> = match checkpoints {
         Some(path) => {
             let file = File::open(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -94,14 +100,56 @@ async fn verify(common: &Common, checkpoints: Option<PathBuf>) -> anyhow::Result
     Ok(())
 }
 
+/// Records that the trail is read, before it is, in a chain that ends with this. A vault that was never started has
+/// no trail.
+async fn record(admin: &Admin, reading: &Entry) -> anyhow::Result<()> {
+    if admin.has_trail() {
+        acting(console(), admin.note(reading)).await?;
+        admin.audit.close(&admin.db, &admin.keys).await;
+    }
+    Ok(())
+}
+
+/// Whoever may only read can record nothing, and is not kept from reading: an auditor is one.
+fn told_of(recorded: anyhow::Result<()>) {
+    if let Err(error) = recorded {
+        eprintln!(
+            "cardvault: that the audit trail is read here is not recorded in it: {error:#}; the database's own log \
+             must tell (pgaudit)"
+        );
+    }
+}
+
 async fn export(config: &std::path::Path, from: Millis, until: Millis) -> anyhow::Result<()> {
     telemetry::start("error");
     let config = Config::load(config, config::environment())?;
     let db = open_database(&config).await?;
+    let start = if from == Millis(0) { "the beginning".to_owned() } else { from.rfc3339() };
+    let end = if until == Millis(i64::MAX) { "now".to_owned() } else { until.rfc3339() };
+    let reading = Entry::done("audit.export", "audit").with(format!("from {start} until {end}"));
+    let admin = match opened_by_itself(&config, db.clone()).await {
+        Ok(admin) => {
+            told_of(record(&admin, &reading).await);
+            Some(admin)
+        }
+        Err(error) => {
+            told_of(Err(error));
+            None
+        }
+    };
+    let printed = print(&db, from, until).await;
+    match admin {
+        Some(admin) => admin.end().await,
+        None => db.close().await,
+    }
+    printed
+}
+
+async fn print(db: &Db, from: Millis, until: Millis) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let mut after = (Millis(i64::MIN), String::new(), -1);
     loop {
-        let page = audit::list_by_time(&db, from, until, (after.0, &after.1, after.2), PAGE).await.context(
+        let page = audit::list_by_time(db, from, until, (after.0, &after.1, after.2), PAGE).await.context(
             "reading the audit trail (is the schema up to date? `cardvault migrate` brings it there)",
         )?;
         let Some((last, _)) = page.last() else { break };
@@ -114,6 +162,5 @@ async fn export(config: &std::path::Path, from: Millis, until: Millis) -> anyhow
             }
         }
     }
-    db.close().await;
     Ok(())
 }

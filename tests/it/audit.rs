@@ -178,6 +178,40 @@ both_engines! {
         vault.finish(&[]).await;
     }
 
+    /// Who reads the trail is in it (PCI DSS 10.2.1.3), before he reads, and leaves no chain open.
+    async fn who_reads_the_trail_is_in_it(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        vault.client("checkout").card(&fresh_pan()).await;
+        vault.stop().await;
+        assert_eq!(of(&rows(&vault).await, "audit.export").len(), 1);
+        let some = vault.run(&["audit", "export", "--from", "2026-01-02T00:00:00Z", "--until", "2026-01-03T00:00:00Z"]).await;
+        assert!(some.status.success() && some.stdout.is_empty(), "{some:?}");
+        assert!(some.stderr.is_empty(), "{}", String::from_utf8_lossy(&some.stderr));
+        let (code, said) = verify(&vault, &[]).await;
+        assert_eq!((code, said.contains("open ")), (Some(0), false), "{said}");
+        let all = rows(&vault).await;
+        let exports = of(&all, "audit.export");
+        assert_eq!(exports.len(), 3, "{exports:?}");
+        assert_eq!(exports[0]["detail"], "from the beginning until now");
+        assert_eq!(exports[1]["detail"], "from 2026-01-02T00:00:00.000Z until 2026-01-03T00:00:00.000Z");
+        let verified = of(&all, "audit.verify");
+        assert_eq!((verified.len(), &verified[0]["detail"]), (1, &"without checkpoints".into()));
+        let user = format!("cli:uid-{}", rustix::process::getuid().as_raw());
+        for row in exports.iter().chain(&verified) {
+            assert_eq!((&row["actor"], &row["object"]), (&user.as_str().into(), &"audit".into()));
+        }
+        // Where nothing can be recorded, the trail is read all the same, and that is said.
+        let keyring = vault.dir.path().join("keys/keyring.toml");
+        let away = keyring.with_extension("away");
+        std::fs::rename(&keyring, &away).expect("moved");
+        let read = vault.run(&["audit", "export"]).await;
+        std::fs::rename(&away, &keyring).expect("moved");
+        assert!(read.status.success() && !read.stdout.is_empty(), "{read:?}");
+        assert!(String::from_utf8_lossy(&read.stderr).contains("is not recorded in it"), "{read:?}");
+        assert_eq!(of(&rows(&vault).await, "audit.export").len(), 4);
+        vault.finish(&[]).await;
+    }
+
     /// A row that was altered, removed or moved is named; a chain that was cut off or removed is told by a
     /// checkpoint.
     async fn what_is_done_to_the_trail_is_found(db: Database) {

@@ -99,10 +99,17 @@ impl Deployed {
 
     /// Runs `cardvault migrate` as README has it, as a role, with the configuration of a folder.
     async fn migrate(&self, dir: &Path, role: &str) -> std::process::Output {
+        self.run(dir, role, &["migrate"]).await
+    }
+
+    /// Runs a command so.
+    async fn run(&self, dir: &Path, role: &str, arguments: &[&str]) -> std::process::Output {
         let password = dir.join(format!("{role}-password"));
-        write_private(&password, format!("of-{role}").as_bytes()).expect("a file");
+        if !password.exists() {
+            write_private(&password, format!("of-{role}").as_bytes()).expect("a file");
+        }
         tokio::process::Command::new(env!("CARGO_BIN_EXE_cardvault"))
-            .arg("migrate")
+            .args(arguments)
             .arg("--config")
             .arg(dir.join("cardvault.toml"))
             .env("CARDVAULT_DATABASE_URL", self.url(role).replace(&format!(":of-{role}@"), "@"))
@@ -239,6 +246,13 @@ async fn the_deployed_role_is_enough_and_no_more() {
     deployed.cluster.psql(&deployed.url("cardvault_owner"), &self::deployed("grants.sql"));
     let told = rights().await;
     assert!(told.iter().all(|(verdict, ..)| verdict == "pass"), "{told:?}");
+
+    // An auditor reads the trail, and is told what that leaves no trace of; the server's role leaves one.
+    let read = deployed.run(vault.dir.path(), "cardvault_auditor", &["audit", "export"]).await;
+    let (out, err) = (String::from_utf8_lossy(&read.stdout), String::from_utf8_lossy(&read.stderr));
+    assert!(read.status.success() && out.contains("payment.create"), "{out} {err}");
+    assert!(err.contains("is not recorded in it") && err.contains("pgaudit"), "{err}");
+    assert_eq!(out.lines().filter(|line| line.contains(r#""action":"audit.export""#)).count(), 1, "{out}");
 
     // No more than that.
     let mut server = PgConnection::connect(&deployed.url("cardvault")).await.expect("connect");

@@ -23,6 +23,7 @@ use crate::model::audit::{Actor, Entry};
 use crate::ops::audit::{acting, origin};
 use crate::ops::rotation::Admin;
 use crate::ops::rotation::reencrypt::Pace;
+use crate::store::backend::Db;
 use crate::telemetry;
 
 #[derive(clap::Subcommand)]
@@ -87,7 +88,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 /// Who runs this command.
-fn console() -> Actor {
+pub(super) fn console() -> Actor {
     Actor::at_console(&format!("uid-{}", rustix::process::getuid().as_raw()), origin())
 }
 
@@ -132,6 +133,17 @@ pub(super) async fn opened(common: &Common) -> anyhow::Result<(Config, Admin)> {
 /// As [`opened`], for commands that seal: in a vault that was never started, the data keys are made.
 pub(super) async fn opened_to_seal(common: &Common) -> anyhow::Result<(Config, Admin)> {
     open(common, true).await
+}
+
+/// The same, of a database that is open already, for commands that can do without: nothing is made, and no custodian
+/// is asked.
+pub(super) async fn opened_by_itself(config: &Config, db: Db) -> anyhow::Result<Admin> {
+    telemetry::keep_memory_private();
+    let keks = Arc::new(app::keks(config)?);
+    let clock: SharedClock = Arc::new(SystemClock);
+    let admin = Admin::new(db, keks, &clock, config.keys.policy(), Duration::ZERO)?;
+    admin.keys.open_only().await.context("opening the data keys")?;
+    Ok(admin)
 }
 
 async fn open(common: &Common, make: bool) -> anyhow::Result<(Config, Admin)> {

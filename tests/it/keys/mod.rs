@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::support::leak;
 use super::support::sql::number;
-use super::support::vault::TestVault;
+use super::support::vault::{TestVault, printed};
 
 /// Runs `cardvault keys …`, which must succeed; what it printed.
 async fn keys(vault: &TestVault, arguments: &[&str]) -> String {
@@ -61,8 +61,9 @@ fn data_keys() -> u64 {
 
 /// The rows of the audit trail.
 async fn trail(vault: &TestVault) -> Vec<Value> {
-    let (code, said) = vault.told(&["audit", "export"]).await;
-    assert_eq!(code, Some(0), "{said}");
+    let done = vault.run(&["audit", "export"]).await;
+    assert!(done.status.success(), "{}", printed(&done));
+    let said = String::from_utf8(done.stdout).expect("UTF-8");
     said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
