@@ -224,12 +224,15 @@ pub struct Rest {
     pub chains: u64,
     /// How many rows they have together.
     pub rows: u64,
-    /// A digest of all their heads, in the order of their names.
+    /// A digest of all their heads, in the order of their names' bytes.
     pub mac: Vec<u8>,
 }
 
-/// What the digest of [`Rest`] is made of.
+/// What the digest of [`Rest`] is made of. The order is that of the names' bytes, not that of a database, which
+/// may sort by the rules of a language.
 pub fn rest_input<'a>(heads: impl Iterator<Item = &'a Head>) -> Vec<u8> {
+    let mut heads: Vec<&Head> = heads.collect();
+    heads.sort_unstable_by(|one, other| one.chain.as_bytes().cmp(other.chain.as_bytes()));
     let mut input = Vec::new();
     for head in heads {
         input.extend(length_prefixed(&[head.chain.as_bytes(), &head.seq.to_be_bytes(), &head.mac]));
@@ -296,5 +299,9 @@ mod tests {
         assert_eq!((&shown["heads"][0]["mac"], &shown["rest"]["rows"]), (&"0102".into(), &9.into()));
         let other = Head { seq: 4, ..head.clone() };
         assert_ne!(rest_input([&head].into_iter()), rest_input([&other].into_iter()));
+        // A database may sort `boot_a/2` before `boot_B/1`.
+        let [big, small] = ["boot_B/1", "boot_a/2"].map(|chain| Head { chain: chain.into(), ..head.clone() });
+        assert_eq!(rest_input([&small, &big].into_iter()), rest_input([&big, &small].into_iter()));
+        assert!(rest_input([&small, &big].into_iter()).starts_with(&rest_input([&big].into_iter())));
     }
 }

@@ -41,6 +41,8 @@ pub struct Report {
 struct Checkpoint {
     at: Millis,
     audit_key: DekId,
+    /// The chains that it names, by their places in [`Kept::chains`], in order.
+    named: Vec<usize>,
     /// How many chains had been closed, their rows, and the digest of their heads.
     rest: (u64, u64, Vec<u8>),
 }
@@ -48,7 +50,10 @@ struct Checkpoint {
 /// Checkpoints that were kept: what each says.
 #[derive(Default)]
 struct Kept {
+    /// In the order in which they were written, as far as their file has it.
     all: Vec<Checkpoint>,
+    /// The chains that any of them names: a place for each, and the place in `all` of the first that names it.
+    chains: HashMap<String, (usize, usize)>,
     /// The heads that any of them names: the MAC of a chain's row, and when it was said.
     heads: HashMap<(String, i64), (Vec<u8>, Millis)>,
     /// The newest one: when it was written, and the rows that it names, by their chains.
@@ -64,6 +69,33 @@ impl Kept {
             Some(head) => row.seq <= *head,
             None => row.at < closed_before(*at),
         }
+    }
+
+    /// Adds one, and what it names.
+    fn add(&mut self, read: Read) {
+        let mut named = Vec::with_capacity(read.heads.len());
+        for head in read.heads {
+            let next = (self.chains.len(), self.all.len());
+            named.push(self.chains.entry(head.chain).or_insert(next).0);
+        }
+        named.sort_unstable();
+        self.all.push(Checkpoint { at: read.at, audit_key: read.audit_key, named, rest: read.rest });
+    }
+
+    /// Whether a checkpoint names a chain.
+    fn names(&self, checkpoint: &Checkpoint, chain: &str) -> bool {
+        self.chains.get(chain).is_some_and(|(place, _)| checkpoint.named.binary_search(place).is_ok())
+    }
+
+    /// Whether the first checkpoint that names a chain comes after the one at `place`.
+    fn is_named_later(&self, place: usize, chain: &str) -> bool {
+        self.chains.get(chain).is_some_and(|(_, first)| *first > place)
+    }
+
+    /// Whether a checkpoint after the one at `place` does not name a chain that it would name, had it been there.
+    fn is_missed_later(&self, place: usize, chain: &str, closed: Millis) -> bool {
+        let mut after = self.all.iter().skip(place + 1);
+        after.any(|later| closed >= closed_before(later.at) && !self.names(later, chain))
     }
 }
 
@@ -82,8 +114,8 @@ pub async fn verify(
             at.rfc3339()
         ));
     }
-    for checkpoint in &kept.all {
-        compare_rest(keys, checkpoint, &closed, &mut report).await?;
+    for place in 0..kept.all.len() {
+        compare_rest(keys, &kept, place, &closed, &mut report).await?;
     }
     report.newest = kept.newest.map(|(at, _)| at);
     report.findings.sort();
@@ -224,13 +256,14 @@ async fn read_checkpoints(
             let heads = read.heads.iter().map(|head| (head.chain.clone(), head.seq));
             kept.newest = Some((read.at, heads.collect()));
         }
-        for head in read.heads {
-            let said = kept.heads.entry((head.chain, head.seq)).or_insert((head.mac.clone(), read.at));
+        for head in &read.heads {
+            let place = (head.chain.clone(), head.seq);
+            let said = kept.heads.entry(place).or_insert((head.mac.clone(), read.at));
             if said.0 != head.mac {
                 report.findings.push(format!("checkpoints, line {number}: an earlier one says otherwise"));
             }
         }
-        kept.all.push(Checkpoint { at: read.at, audit_key: read.audit_key, rest: read.rest });
+        kept.add(read);
     }
     Ok(kept)
 }
@@ -294,16 +327,24 @@ impl Read {
 }
 
 /// Compares the chains that were closed well before a checkpoint with what it says of them.
+///
+/// Where a clock was set back, a chain that was closed later has an earlier time. Those that the checkpoint names
+/// itself were not closed then. Others are left out if that makes it right: its digest is of exactly one set of
+/// chains, so whichever is tried, none that belongs to it can be missing or altered.
 async fn compare_rest(
     keys: &DataKeys,
-    checkpoint: &Checkpoint,
+    kept: &Kept,
+    place: usize,
     closed: &BTreeMap<String, (Head, Millis)>,
     report: &mut Report,
 ) -> Result<(), OpError> {
+    let Some(checkpoint) = kept.all.get(place) else { return Ok(()) };
     let since = closed_before(checkpoint.at);
-    let heads: Vec<&Head> = closed.values().filter(|(_, at)| *at < since).map(|(head, _)| head).collect();
-    let rows: u64 = heads.iter().map(|head| u64::try_from(head.seq + 1).unwrap_or(0)).sum();
-    let chains = u64::try_from(heads.len()).unwrap_or(u64::MAX);
+    let old: Vec<(&Head, Millis)> = closed
+        .values()
+        .filter(|(head, at)| *at < since && !kept.names(checkpoint, &head.chain))
+        .map(|(head, at)| (head, *at))
+        .collect();
     let key = match keys.by_id(&checkpoint.audit_key).await {
         Ok(key) => key,
         Err(OpError::Internal(_)) => {
@@ -316,22 +357,149 @@ async fn compare_rest(
         }
         Err(error) => return Err(error),
     };
-    let rest = rest_input(heads.iter().copied());
-    let same = audit_mac::verify_row(&key, &BEGINNING, &rest, &checkpoint.rest.2)?;
-    if !same || (chains, rows) != (checkpoint.rest.0, checkpoint.rest.1) {
-        report.findings.push(format!(
-            "the checkpoint of {} knew {} closed chains with {} rows; there are {chains} with {rows}",
-            checkpoint.at.rfc3339(),
-            checkpoint.rest.0,
-            checkpoint.rest.1
-        ));
+    let counts = |heads: &[&Head]| {
+        let rows: u64 = heads.iter().map(|head| u64::try_from(head.seq + 1).unwrap_or(0)).sum();
+        (u64::try_from(heads.len()).unwrap_or(u64::MAX), rows)
+    };
+    let without = |later: &dyn Fn(&str, Millis) -> bool| -> Vec<&Head> {
+        old.iter().filter(|(head, at)| !later(&head.chain, *at)).map(|(head, _)| *head).collect()
+    };
+    let named = |chain: &str, _: Millis| kept.is_named_later(place, chain);
+    let missed = |chain: &str, at: Millis| kept.is_missed_later(place, chain, at);
+    let either = |chain: &str, at: Millis| named(chain, at) || missed(chain, at);
+    let tries: [&dyn Fn(&str, Millis) -> bool; 4] = [&|_, _| false, &named, &missed, &either];
+    for later in tries {
+        let heads = without(later);
+        if counts(&heads) == (checkpoint.rest.0, checkpoint.rest.1)
+            && audit_mac::verify_row(&key, &BEGINNING, &rest_input(heads.into_iter()), &checkpoint.rest.2)?
+        {
+            return Ok(());
+        }
     }
+    let (chains, rows) = counts(&without(&|_, _| false));
+    report.findings.push(format!(
+        "the checkpoint of {} knew {} closed chains with {} rows; there are {chains} with {rows}",
+        checkpoint.at.rfc3339(),
+        checkpoint.rest.0,
+        checkpoint.rest.1
+    ));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
     use super::*;
+    use crate::base::clock::{SetClock, SharedClock};
+    use crate::base::ids::InstanceId;
+    use crate::crypto::kek::{Keks, file};
+    use crate::metrics::AuditTally;
+    use crate::model::audit::Entry;
+    use crate::ops::audit::{Audit, checkpoint};
+    use crate::ops::keys::KeyPolicy;
+    use crate::store::backend::{Arg, Options};
+    use crate::store::migrate;
+
+    const MINUTE: i64 = 60_000;
+
+    /// A trail whose clock is set by hand.
+    struct Trail {
+        db: Db,
+        keys: DataKeys,
+        hands: Arc<SetClock>,
+        lines: Vec<String>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Trail {
+        async fn begin() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let url = format!("sqlite:{}", folder.path().join("cardvault.db").display());
+            let db = Db::open(&Options { url, password_file: None }).await.expect("a database");
+            migrate::run(&db).await.expect("a schema");
+            let path = folder.path().join("keyring.toml");
+            let start = Millis(1_772_366_400_000);
+            file::create_new(&path, &file::generate(start).expect("entropy")).expect("written");
+            let kek = Arc::new(Keks::open(&path, None).unwrap_or_else(|error| panic!("{error}")));
+            let hands = SetClock::at(start);
+            let clock: SharedClock = hands.clone();
+            let keys = DataKeys::start(db.clone(), kek, &clock, KeyPolicy::default()).await.expect("keys");
+            Self { db, keys, hands, lines: Vec::new(), _folder: folder }
+        }
+
+        /// A process with a row.
+        async fn process(&self) -> Audit {
+            let instance = InstanceId::make().expect("entropy");
+            let audit = Audit::new(instance, self.hands.clone(), AuditTally::default());
+            audit.note_alone(&self.db, &self.keys, &Entry::done("check", "it")).await.expect("a row");
+            audit
+        }
+
+        async fn close(&self, audit: &Audit) {
+            audit.close(&self.db, &self.keys).await;
+        }
+
+        fn pass(&self, minutes: i64) {
+            self.hands.wall.fetch_add(minutes * MINUTE, Ordering::SeqCst);
+        }
+
+        async fn checkpoint(&mut self) {
+            let now = Millis(self.hands.wall.load(Ordering::SeqCst));
+            self.lines.push(checkpoint(&self.db, &self.keys, now).await.expect("a checkpoint"));
+        }
+
+        async fn findings(&self) -> Vec<String> {
+            let lines = self.lines.iter().cloned().map(Ok);
+            let report = verify(&self.db, &self.keys, lines).await.expect("a look");
+            assert_eq!(usize::try_from(report.checkpoints), Ok(self.lines.len()));
+            report.findings
+        }
+    }
+
+    /// A clock that is set back gives what comes later an earlier time; that is no wrong trail. What is missing is
+    /// found all the same.
+    #[tokio::test]
+    async fn a_clock_that_was_set_back_makes_no_trail_wrong() {
+        let mut trail = Trail::begin().await;
+        let old = trail.process().await;
+        trail.close(&old).await;
+        trail.pass(30);
+        let live = trail.process().await;
+        trail.checkpoint().await;
+        trail.pass(1);
+        let seen_once = trail.process().await;
+        trail.checkpoint().await;
+        assert_eq!(trail.findings().await, Vec::<String>::new());
+        // Back, to before what was closed last; what lives goes on, and ends before it was last seen.
+        trail.pass(-20);
+        trail.close(&live).await;
+        trail.close(&seen_once).await;
+        assert_eq!(trail.findings().await, Vec::<String>::new(), "closed, and no checkpoint since");
+        // A command that nobody saw before, one that comes between two checkpoints, and one after the last.
+        let short = trail.process().await;
+        trail.close(&short).await;
+        trail.checkpoint().await;
+        assert_eq!(trail.findings().await, Vec::<String>::new(), "a short one before the next checkpoint");
+        trail.pass(1);
+        let short = trail.process().await;
+        trail.close(&short).await;
+        assert_eq!(trail.findings().await, Vec::<String>::new(), "a short one after the last checkpoint");
+        for _ in 0..25 {
+            trail.pass(1);
+            trail.checkpoint().await;
+        }
+        assert_eq!(trail.findings().await, Vec::<String>::new(), "the time was caught up with");
+        // The chain that was closed first is in every digest.
+        let gone = format!("{}/%", old.instance);
+        trail
+            .db
+            .execute("delete from audit where chain like $1", &[Arg::Text(&gone)])
+            .await
+            .expect("removed");
+        assert_eq!(trail.findings().await.len(), trail.lines.len());
+    }
 
     #[test]
     fn checkpoints_are_found_in_the_log_and_alone() {
