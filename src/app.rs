@@ -26,7 +26,6 @@ use crate::gateway::measured::Measured;
 use crate::gateway::patient::Patient;
 use crate::http::notify;
 use crate::http::pace::Pace;
-use crate::http::peer::not_after;
 use crate::http::router::{Api, router};
 use crate::http::serve::{Limits, Listener, ROWS_A_SECOND};
 use crate::http::sparing::Sparing;
@@ -142,7 +141,7 @@ impl App {
             Some(address) => Some(OpsPlane::bind(address).await.with_context(bind("ops.listen"))?),
             None => None,
         };
-        tell_expiries(config, &metrics)?;
+        admission.tell_expiries(&metrics);
         let drain = Duration::from_millis(config.ops.drain_ms);
         let pace = Arc::new(Pace::new(vault.clock.instant(), metrics.pace()));
         let router = router(Api { vault: vault.clone(), clients: admission.clients(), pace });
@@ -425,21 +424,6 @@ fn gateway(section: &GatewaySection, clock: &SharedClock) -> anyhow::Result<Clie
         timeout: Duration::from_millis(section.timeout_ms),
     };
     Ok(Client::new(options, signing, verifier, clock.clone())?)
-}
-
-/// Tells when the certificates expire that this process shows, and the authority of its clients.
-fn tell_expiries(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
-    let mut all = vec![
-        ("api", &config.api.certificate, "api.certificate"),
-        ("client_ca", &config.api.client_ca, "api.client_ca"),
-    ];
-    all.extend(config.notify.as_ref().map(|section| ("notify", &section.certificate, "notify.certificate")));
-    for (name, path, key) in all {
-        if let Some(expires) = not_after(&read(path, key)?) {
-            metrics.certificate(name, expires);
-        }
-    }
-    Ok(())
 }
 
 pub(crate) fn read(path: &Path, key: &str) -> anyhow::Result<Vec<u8>> {

@@ -6,7 +6,7 @@
 //! and the others are not held up by it. Revocation lists are the exception: where they are configured and
 //! cannot be had, or are stale, nobody new is let in, because nothing tells who is revoked.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +14,20 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio::sync::watch;
 
+use crate::base::clock::Millis;
 use crate::base::ids::GatewayAccount;
 use crate::base::secret::SecretText;
 use crate::config::{self, ApiSection, Config, NotifySection};
 use crate::http::admission::{Clients, Rules};
+use crate::http::peer::not_after;
 use crate::http::tls::{Revocation, RevocationLists, ServerTls, Tls};
+use crate::metrics::Metrics;
 use crate::model::access::Client;
 use crate::model::audit::{Actor, Entry};
 use crate::ops::{Vault, audit};
 
 use super::stamp::{Looks, Stamp, stamp};
-use super::{read, read_secret, tell_expiries};
+use super::{read, read_secret};
 
 /// How often it is told again that something is wrong.
 const REMIND: Duration = Duration::from_secs(600);
@@ -118,6 +121,8 @@ pub(super) struct Admission {
     clients: Clients,
     rules: watch::Sender<Arc<Rules>>,
     notify: Option<watch::Sender<Arc<Rules>>>,
+    /// When the certificates expire that are in use, and the authority; its file may hold what was refused.
+    expiries: BTreeMap<&'static str, Millis>,
     seen: Vec<Stamp>,
     stale: bool,
     reminded: tokio::time::Instant,
@@ -146,8 +151,13 @@ impl Admission {
             .tls(Some(&client_ca), lists.for_new(), lists.for_open())
             .context("setting up TLS for [api]")?;
         let clients = Clients::from(config.clients()?);
+        let mut expiries = expiries_of(&[("api", &api.certificate_pem), ("client_ca", &client_ca)]);
         let notify = match &config.notify {
-            Some(section) => Some(watch::Sender::new(Arc::new(notify_rules(section)?))),
+            Some(section) => {
+                let (identity, rules) = notify_rules(section)?;
+                expiries.extend(expiries_of(&[("notify", &identity.certificate_pem)]));
+                Some(watch::Sender::new(Arc::new(rules)))
+            }
             None => None,
         };
         let rules = watch::Sender::new(Arc::new(Rules { tls, clients: clients.clone() }));
@@ -162,6 +172,7 @@ impl Admission {
             clients,
             rules,
             notify,
+            expiries,
             seen,
             stale: false,
             reminded,
@@ -184,16 +195,21 @@ impl Admission {
         self.notify.as_ref().map(watch::Sender::subscribe)
     }
 
+    /// Tells when the certificates expire that this process shows, and the authority of its clients.
+    pub(super) fn tell_expiries(&self, metrics: &Metrics) {
+        for (name, expires) in &self.expiries {
+            metrics.certificate(name, *expires);
+        }
+    }
+
     /// Runs until it is aborted.
     pub(super) async fn run(mut self, vault: Arc<Vault>) {
         let mut looks = Looks::new("certificates and clients");
         self.watch_lists(&vault);
         loop {
             let anyway = looks.next().await;
-            if self.look(anyway)
-                && let Err(error) = tell_expiries(&self.config, &vault.metrics)
-            {
-                tracing::warn!(error = format!("{error:#}"), "when certificates expire cannot be told");
+            if self.look(anyway) {
+                self.tell_expiries(&vault.metrics);
             }
             self.watch_lists(&vault);
             self.record(&vault).await;
@@ -255,10 +271,13 @@ impl Admission {
         note(had);
         let tls = self.api.tls(Some(&self.client_ca), self.lists.for_new(), self.lists.for_open());
         note(tls.map(|tls| {
+            let used = [("api", &self.api.certificate_pem), ("client_ca", &self.client_ca)];
+            self.expiries.extend(expiries_of(&used));
             self.rules.send_replace(Arc::new(Rules { tls, clients: self.clients.clone() }));
         }));
         if let (Some(section), Some(sender)) = (&self.config.notify, &self.notify) {
-            note(notify_rules(section).map(|rules| {
+            note(notify_rules(section).map(|(identity, rules)| {
+                self.expiries.extend(expiries_of(&[("notify", &identity.certificate_pem)]));
                 sender.send_replace(Arc::new(rules));
             }));
         }
@@ -323,11 +342,19 @@ impl Admission {
     }
 }
 
-fn notify_rules(section: &NotifySection) -> anyhow::Result<Rules> {
-    let tls = Identity::read("notify", &section.certificate, &section.private_key)
-        .and_then(|identity| identity.tls(None, Revocation::Unchecked, Revocation::Unchecked))
-        .context("setting up TLS for [notify]")?;
-    Ok(Rules { tls, clients: Vec::new().into() })
+fn notify_rules(section: &NotifySection) -> anyhow::Result<(Identity, Rules)> {
+    let of = || {
+        let identity = Identity::read("notify", &section.certificate, &section.private_key)?;
+        let tls = identity.tls(None, Revocation::Unchecked, Revocation::Unchecked)?;
+        anyhow::Ok((identity, tls))
+    };
+    let (identity, tls) = of().context("setting up TLS for [notify]")?;
+    Ok((identity, Rules { tls, clients: Vec::new().into() }))
+}
+
+/// When each of them expires that tells it.
+fn expiries_of(all: &[(&'static str, &Vec<u8>)]) -> BTreeMap<&'static str, Millis> {
+    all.iter().filter_map(|(name, pem)| Some((*name, not_after(pem)?))).collect()
 }
 
 fn stamps(config: &Config) -> Vec<Stamp> {

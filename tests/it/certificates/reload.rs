@@ -252,12 +252,19 @@ async fn certificates_and_the_authority_change_without_a_restart() {
     let pki = vault.dir.path().join("pki");
     let mut open = Wire::connect(&vault, Some(&who)).await.expect("a connection");
     let before = open.server_certificate();
+    let expires = async || {
+        let series = "cardvault_certificate_expiry_timestamp_seconds{certificate=\"api\"} ";
+        let (_, text) = vault.operators("/metrics").await;
+        text.lines().find_map(|line| line.strip_prefix(series).map(str::to_owned)).expect("a series")
+    };
+    let expired_before = expires().await;
     let renewed = ours.server(&["localhost", "127.0.0.1"], SystemClock.now(), 1).expect("a certificate");
     // A certificate without its key does not fit.
     put(&pki.join("server.pem"), renewed.certificate_pem.as_bytes());
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     let served = Wire::connect(&vault, Some(&who)).await.expect("a connection").server_certificate();
     assert_eq!(served, before);
+    assert_eq!(expires().await, expired_before, "what is told is what is shown, not what is in the file");
     let key = pki.join("server.new.key");
     cardvault::pki::write_private(&key, renewed.private_key_pem.expose().as_bytes()).expect("a file");
     std::fs::rename(&key, pki.join("server.key")).expect("a file");
@@ -266,6 +273,7 @@ async fn certificates_and_the_authority_change_without_a_restart() {
         (served != before).then_some(())
     };
     eventually("the renewed certificate", other).await;
+    eventually("its expiry", async || (expires().await != expired_before).then_some(())).await;
     assert_eq!(on(&mut open).await, Some(200), "what is open does not notice");
 
     let next = Authority::make("next", SystemClock.now()).expect("an authority");
