@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::sync::watch;
+use ring::digest::{SHA256, digest};
+use tokio::sync::{oneshot, watch};
 
 use crate::base::clock::Millis;
 use crate::base::ids::GatewayAccount;
@@ -24,6 +25,7 @@ use crate::http::tls::{Revocation, RevocationLists, ServerTls, Tls};
 use crate::metrics::Metrics;
 use crate::model::access::Client;
 use crate::model::audit::{Actor, Entry};
+use crate::ops::error::OpError;
 use crate::ops::{Vault, audit};
 
 use super::stamp::{Looks, Stamp, stamp};
@@ -126,8 +128,12 @@ pub(super) struct Admission {
     seen: Vec<Stamp>,
     stale: bool,
     reminded: tokio::time::Instant,
+    /// What was said last in the audit trail of who is let in; nothing yet at the start.
+    said: Option<String>,
     /// Changes of access that are not in the audit trail yet.
     unaudited: Vec<Entry>,
+    /// Tells how many of them are there now, and why not all.
+    recording: Option<oneshot::Receiver<(usize, Option<OpError>)>>,
 }
 
 impl Admission {
@@ -176,7 +182,9 @@ impl Admission {
             seen,
             stale: false,
             reminded,
+            said: None,
             unaudited: Vec::new(),
+            recording: None,
         })
     }
 
@@ -206,30 +214,72 @@ impl Admission {
     pub(super) async fn run(mut self, vault: Arc<Vault>) {
         let mut looks = Looks::new("certificates and clients");
         self.watch_lists(&vault);
+        self.say_who_gets_in();
+        self.record(&vault);
         loop {
             let anyway = looks.next().await;
             if self.look(anyway) {
                 self.tell_expiries(&vault.metrics);
+                self.say_who_gets_in();
             }
             self.watch_lists(&vault);
-            self.record(&vault).await;
+            self.record(&vault);
         }
     }
 
-    /// Records who was let in or shut out. What cannot be recorded now is tried again: it has happened.
-    async fn record(&mut self, vault: &Vault) {
-        while let (Some(entry), false) = (self.unaudited.first(), vault.keys.are_closed()) {
-            let who = Actor { origin: Some(audit::origin()), ..Actor::vault() };
-            if let Err(error) = audit::acting(who, vault.note_alone(entry)).await {
-                tracing::error!(
-                    alarm = true,
-                    error = &error as &dyn std::error::Error,
-                    "a change of access is not audited yet"
-                );
-                return;
-            }
-            self.unaudited.remove(0);
+    /// Has digests of all that decides who gets in recorded, at the start and where they differ from what was said
+    /// last: a row of a client tells of what changed while the vault ran, and of nothing but the clients.
+    fn say_who_gets_in(&mut self) {
+        let hex = |bytes: &[u8]| format!("sha256:{}", data_encoding::HEXLOWER.encode(bytes));
+        let lists = match &self.lists {
+            Lists::None => "none".to_owned(),
+            Lists::Read(lists) => hex(lists.digest()),
+            Lists::Missing(_) => "missing".to_owned(),
+        };
+        let authority = hex(digest(&SHA256, &self.client_ca).as_ref());
+        let clients = hex(&self.clients.digest());
+        let said = format!("client_ca {authority}, crl {lists}, clients {clients}");
+        if self.said.as_ref() != Some(&said) {
+            self.unaudited.push(Entry::done("access.config", "api").with(&said));
+            self.said = Some(said);
         }
+    }
+
+    /// Has it recorded who was let in or shut out, beside the looks: a database that is away must not keep a client in.
+    /// What cannot be recorded now is tried again at the next look: it has happened.
+    fn record(&mut self, vault: &Arc<Vault>) {
+        if let Some(recording) = &mut self.recording {
+            match recording.try_recv() {
+                Ok((done, failed)) => {
+                    self.unaudited.drain(..done.min(self.unaudited.len()));
+                    if let Some(error) = failed {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::error!(alarm = true, error, "a change of access is not audited yet");
+                    }
+                }
+                Err(oneshot::error::TryRecvError::Empty) => return,
+                Err(oneshot::error::TryRecvError::Closed) => {}
+            }
+            self.recording = None;
+        }
+        if self.unaudited.is_empty() || vault.keys.are_closed() {
+            return;
+        }
+        let (told, recording) = oneshot::channel();
+        let (here, entries) = (Arc::clone(vault), self.unaudited.clone());
+        let who = Actor { origin: Some(audit::origin()), ..Actor::vault() };
+        // The vault waits for it before it ends: a commit that is dropped would leave its chain for ever.
+        vault.outlast(audit::acting(who, async move {
+            for (done, entry) in entries.iter().enumerate() {
+                if let Err(error) = here.note_alone(entry).await {
+                    // Where nobody listens, the vault is stopping.
+                    let _ = told.send((done, Some(error)));
+                    return;
+                }
+            }
+            let _ = told.send((entries.len(), None));
+        }));
+        self.recording = Some(recording);
     }
 
     /// Reads everything again where a file has changed, or `anyway`. What was wrong then waits for the next

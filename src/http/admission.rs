@@ -6,9 +6,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use ring::digest;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::sync::watch;
 
+use crate::base::bytes::length_prefixed;
 use crate::base::ids::{ClientName, RequestId};
 use crate::model::access::{Caller, Client, Presented, identify};
 
@@ -38,6 +40,16 @@ impl Clients {
         });
         let gone = before.iter().filter(|old| find(&clients, &old.name).is_none());
         fresh.chain(gone.map(|old| (old.name.clone(), "removed"))).collect()
+    }
+
+    /// A digest (SHA-256) of all that is configured of them, in whatever order.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut all: Vec<Vec<u8>> = self.0.load().iter().map(Client::canonical).collect();
+        all.sort_unstable();
+        let parts: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
+        let mut digest = [0; 32];
+        digest.copy_from_slice(digest::digest(&digest::SHA256, &length_prefixed(&parts)).as_ref());
+        digest
     }
 
     /// The caller that a certificate stands for.

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use ring::digest;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -74,6 +75,7 @@ pub enum Revocation<'a> {
 pub struct RevocationLists {
     lists: Vec<CertificateRevocationListDer<'static>>,
     next_update: Millis,
+    digest: [u8; 32],
 }
 
 impl RevocationLists {
@@ -93,12 +95,21 @@ impl RevocationLists {
             dated.iter().map(|((_, next_update), _)| *next_update).min().ok_or(TlsError::RevocationList)?;
         let lists: Vec<_> = dated.into_iter().map(|(_, der)| der).collect();
         usable(&lists)?;
-        Ok(Self { lists, next_update })
+        let mut all = digest::Context::new(&digest::SHA256);
+        files.iter().for_each(|file| all.update(file.as_ref()));
+        let mut digest = [0; 32];
+        digest.copy_from_slice(all.finish().as_ref());
+        Ok(Self { lists, next_update, digest })
     }
 
     /// When the first of them is stale.
     pub fn next_update(&self) -> Millis {
         self.next_update
+    }
+
+    /// The SHA-256 of the files, one after the other.
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
     }
 
     /// How many there are.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
+use crate::base::bytes::length_prefixed;
 use crate::base::ids::{ClientName, GatewayAccount, Merchant, RequestId};
 
 /// A right that a client can have.
@@ -85,6 +86,28 @@ pub struct Client {
     pub scopes: BTreeSet<Scope>,
     /// How fast.
     pub pace: ClientPace,
+}
+
+impl Client {
+    /// All that is configured of it, as bytes of which no two clients have the same.
+    pub fn canonical(&self) -> Vec<u8> {
+        let (kind, san) = match &self.san {
+            SanName::Uri(name) => ("uri", name),
+            SanName::Dns(name) => ("dns", name),
+        };
+        let scopes: Vec<&str> = self.scopes.iter().map(|scope| scope.name()).collect();
+        let ClientPace { per_second, at_once, unknown_ids_per_minute } = self.pace;
+        length_prefixed(&[
+            self.name.as_str().as_bytes(),
+            kind.as_bytes(),
+            san.as_bytes(),
+            self.spki_sha256.as_ref().map_or(&[][..], |pin| &pin[..]),
+            self.merchant.as_str().as_bytes(),
+            self.account.as_str().as_bytes(),
+            scopes.join(" ").as_bytes(),
+            format!("{per_second} {at_once} {unknown_ids_per_minute}").as_bytes(),
+        ])
+    }
 }
 
 /// How fast a client may ask.
@@ -308,6 +331,34 @@ mod tests {
         let (uris, dns): (Vec<String>, Vec<String>) =
             (uris.iter().map(|s| (*s).to_owned()).collect(), dns.iter().map(|s| (*s).to_owned()).collect());
         identify(clients, &Presented { uris: &uris, dns: &dns, spki_sha256: &spki }).map(|c| c.name.as_str())
+    }
+
+    /// Whatever is configured of a client differs, its bytes differ.
+    #[test]
+    fn every_member_of_a_client_counts() {
+        let one = client("one", "spiffe://a/one", &[Scope::ALL[0]]);
+        let pace = |change: fn(&mut ClientPace)| {
+            let mut pace = one.pace;
+            change(&mut pace);
+            Client { pace, ..one.clone() }
+        };
+        let others = [
+            client("two", "spiffe://a/one", &[Scope::ALL[0]]),
+            client("one", "spiffe://a/two", &[Scope::ALL[0]]),
+            client("one", "spiffe://a/one", &[Scope::ALL[1]]),
+            client("one", "spiffe://a/one", &[]),
+            Client { san: SanName::Dns("spiffe://a/one".to_owned()), ..one.clone() },
+            Client { spki_sha256: Some([0; 32]), ..one.clone() },
+            Client { merchant: Merchant::parse("globex").expect("a merchant"), ..one.clone() },
+            Client { account: GatewayAccount::parse("SANDBOX_2").expect("an account"), ..one.clone() },
+            pace(|pace| pace.per_second += 1),
+            pace(|pace| pace.at_once += 1),
+            pace(|pace| pace.unknown_ids_per_minute += 1),
+        ];
+        for other in others {
+            assert_ne!(other.canonical(), one.canonical(), "{other:?}");
+        }
+        assert_eq!(one.clone().canonical(), one.canonical());
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Vault {
         self.slots.clear();
     }
 
-    /// Gives `work`, whose caller has gone, a task of its own; the vault waits for it before it ends. Outside of
+    /// Gives `work`, which nobody else brings to its end, a task of its own; the vault waits for it before it ends. Outside of
     /// a runtime there is nobody who could finish it.
     pub fn outlast<F: Future<Output: Send> + Send + 'static>(&self, work: F) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };

@@ -14,7 +14,7 @@ use super::kinds::{elements, tlv};
 use super::{CHECKOUT, authority, is_not_served, leaf, options, whoami};
 use crate::support::vault::TestVault;
 use crate::support::wire::{Identity, Wire};
-use crate::support::{Database, eventually, say};
+use crate::support::{Database, eventually, say, sql};
 
 const DAY: i64 = 86_400_000;
 
@@ -293,6 +293,75 @@ async fn certificates_and_the_authority_change_without_a_restart() {
     becomes(&vault, &who, false, "the first authority to be trusted no longer").await;
     assert_ne!(on(&mut open).await, Some(200));
     assert!(is_let_in(&vault, &new_client).await);
+    vault.finish(&[]).await;
+}
+
+/// Every change of what decides who gets in is in the trail, by a digest that the files' owner can make too; at each
+/// start it is said what is in force, so that what changed meanwhile shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_decides_who_gets_in_is_in_the_trail() {
+    let db = Database::sqlite();
+    let mut vault = TestVault::start(&db).await;
+    let ours = authority(&vault);
+    let said = async |vault: &TestVault| -> Vec<String> {
+        let done = vault.run(&["audit", "export"]).await;
+        let text = String::from_utf8(done.stdout).expect("UTF-8");
+        let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let rows = rows.filter(|row| row["action"] == "access.config");
+        rows.map(|row| {
+            assert_eq!((&row["actor"], &row["object"]), (&"vault".into(), &"api".into()));
+            row["detail"].as_str().expect("a detail").to_owned()
+        })
+        .collect()
+    };
+    let become_so_many = async |vault: &TestVault, count: usize| {
+        let there = async || {
+            let all = said(vault).await;
+            (all.len() >= count).then_some(all)
+        };
+        let all = eventually("its row", there).await;
+        assert_eq!(all.len(), count, "{all:#?}");
+        all.last().cloned().expect("a row")
+    };
+    let dir = vault.dir.path().to_owned();
+    let sha256 = |name: &str| {
+        let bytes = std::fs::read(dir.join(name)).expect("a file");
+        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+        format!("sha256:{}", data_encoding::HEXLOWER.encode(digest.as_ref()))
+    };
+    let first = become_so_many(&vault, 1).await;
+    assert!(
+        first.starts_with(&format!("client_ca {}, crl none, clients sha256:", sha256("pki/ca.pem"))),
+        "{first}"
+    );
+    put(&list_file(&vault), &list(&ours, &[], SystemClock.now()));
+    edit(&vault, "[api]\n", "[api]\ncrl = \"pki/clients.crl\"\n");
+    let with_list = become_so_many(&vault, 2).await;
+    assert_eq!(with_list, first.replace("crl none", &format!("crl {}", sha256("pki/clients.crl"))));
+    put(&list_file(&vault), b"nothing");
+    assert_eq!(become_so_many(&vault, 3).await, first.replace("crl none", "crl missing"));
+    put(&list_file(&vault), &list(&ours, &[], SystemClock.now()));
+    let renewed = become_so_many(&vault, 4).await;
+    assert!(renewed != with_list && renewed.contains(&sha256("pki/clients.crl")), "{renewed}");
+    // A client: its own row, and another digest.
+    edit(&vault, "\"cards:delete\", ", "");
+    let fewer = become_so_many(&vault, 5).await;
+    assert!(
+        fewer != renewed && fewer.split(", clients").next() == renewed.split(", clients").next(),
+        "{fewer}"
+    );
+    // While it is stopped.
+    vault.stop().await;
+    let next = Authority::make("next", SystemClock.now()).expect("an authority");
+    put(&dir.join("pki/next.pem"), next.certificate_pem().as_bytes());
+    vault.config.api.client_ca = dir.join("pki/next.pem");
+    // Away for a moment as it starts: the row comes all the same.
+    sql::execute(&db, "ALTER TABLE audit RENAME TO audit_away").await;
+    vault.restart().await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    sql::execute(&db, "ALTER TABLE audit_away RENAME TO audit").await;
+    let after = become_so_many(&vault, 6).await;
+    assert!(after.contains(&sha256("pki/next.pem")), "{after}");
     vault.finish(&[]).await;
 }
 
