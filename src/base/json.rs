@@ -189,6 +189,9 @@ impl<'de> Visitor<'de> for Walk<'_, '_> {
     }
 }
 
+/// As many names are compared one with another, which is quicker than a table of them; a body has room for thousands.
+const FEW: usize = 32;
+
 /// The members of one object, in their order, as raw slices of the text that they were read from.
 pub struct Object<'a> {
     members: Vec<(Cow<'a, str>, &'a str)>,
@@ -226,11 +229,19 @@ impl<'de: 'a, 'a> serde::Deserialize<'de> for Members<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut members: Self::Value = Vec::new();
-                while let Some((name, raw)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
-                    if members.iter().any(|(member, _)| *member == name.0) {
+                let mut names = HashSet::new();
+                while let Some((Name(name), raw)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+                    if members.len() == FEW {
+                        names.extend(members.iter().map(|(member, _)| member.clone()));
+                    }
+                    let is_new = match members.len() {
+                        0..FEW => members.iter().all(|(member, _)| *member != name),
+                        _ => names.insert(name.clone()),
+                    };
+                    if !is_new {
                         return Err(A::Error::custom("duplicate"));
                     }
-                    members.push((name.0, raw.get()));
+                    members.push((name, raw.get()));
                 }
                 Ok(members)
             }
@@ -420,6 +431,37 @@ mod tests {
             Some((JsonFaultKind::Duplicate, "/known1/1/known2".into()))
         );
         assert!(Object::parse(r#"{"a":1,"\u0061":2}"#).is_none());
+    }
+
+    /// Names are compared one by one in small objects and by a table in large ones: neither misses one.
+    #[test]
+    fn a_name_that_comes_again_is_found_wherever_it_is() {
+        let object = |names: &[String]| {
+            let members: Vec<String> = names.iter().map(|name| format!("\"{name}\":1")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        let names = |count: usize| (0..count).map(|n| format!("n{n}")).collect::<Vec<_>>();
+        for count in [1, 2, FEW - 1, FEW, FEW + 1, FEW + 2, 8000] {
+            let good = object(&names(count));
+            let read = Object::parse(&good).unwrap_or_else(|| panic!("{count}"));
+            assert_eq!(read.iter().count(), count);
+            assert_eq!(read.get(&format!("n{}", count - 1)), Some("1"));
+            for again in [0, count / 2, count - 1] {
+                let mut twice = names(count);
+                twice.push(format!("n{again}"));
+                assert!(Object::parse(&object(&twice)).is_none(), "{again} of {count}");
+                // The same name, spelled otherwise.
+                if let Some(last) = twice.last_mut() {
+                    *last = last.replacen('n', "\\u006e", 1);
+                }
+                assert!(Object::parse(&object(&twice)).is_none(), "{again} of {count}, escaped");
+            }
+        }
+        // Compared one by one, these would be a third of a billion comparisons.
+        let started = std::time::Instant::now();
+        let many = object(&names(25_000));
+        assert!(Object::parse(&many).is_some());
+        assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
     }
 
     #[test]
