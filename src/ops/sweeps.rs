@@ -60,6 +60,16 @@ impl Vault {
                 Ok(Some(details)) => details,
                 // Erased meanwhile.
                 Ok(None) | Err(OpError::NotFound(_)) => continue,
+                // One card that is broken must not keep all those after it from being told of.
+                Err(OpError::Internal(error)) => {
+                    tracing::error!(
+                        card = row.card_id.as_str(),
+                        error = format!("{error:#}"),
+                        alarm = true,
+                        "a card does not open: whether it is about to expire cannot be told"
+                    );
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             let month = format!("20{}-{}", details.expiry.year_text(), details.expiry.month_text());

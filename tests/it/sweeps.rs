@@ -5,8 +5,8 @@ use std::time::Duration;
 use cardvault::base::clock::{Clock, Millis, SystemClock};
 use serde_json::{Value, json};
 
-use super::support::eventually;
 use super::support::vault::{Caller, TestVault, by_reference, fresh_pan, with};
+use super::support::{eventually, sql};
 
 async fn events(caller: &Caller, kind: &str) -> Vec<Value> {
     let page = caller.get("/v1/events?limit=100").await.expect(200).json();
@@ -48,6 +48,37 @@ both_engines! {
         assert_eq!((&ended["data"]["agreementId"], &ended["data"]["endedReason"]), (&json!(agreement), &json!("expired")));
         assert_eq!(checkout.get(&path).await.text_at("/endedReason"), "expired");
         vault.finish(&[&pan]).await;
+    }
+
+    /// A card that does not open keeps nobody from being told of those after it.
+    async fn a_broken_card_stops_no_notice(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let checkout = vault.client("checkout");
+        let (pan, other) = (fresh_pan(), fresh_pan());
+        let month = &SystemClock.now().rfc3339()[..7];
+        let mut cards = [checkout.card(&pan).await, checkout.card(&other).await];
+        cards.sort();
+        let soon = json!({ "expiryMonth": &month[5..], "expiryYear": &month[2..4] }).to_string();
+        for (n, card) in cards.iter().enumerate() {
+            checkout.send("PATCH", &format!("/v1/cards/{card}"), &soon).await.expect(200);
+            agreement(&checkout, &format!("BROKEN_{n}"), card, None).await;
+        }
+        vault.stop().await;
+        let [first, second] = &cards;
+        // Sealed for another card.
+        let moved = format!("UPDATE cards SET details = (SELECT c.details FROM cards c WHERE c.card_id = '{second}') WHERE card_id = '{first}'");
+        assert_eq!(sql::execute(&db, &moved).await, 1);
+        // What was told before the vault was stopped is told again.
+        sql::execute(&db, "UPDATE cards SET expiry_told = NULL").await;
+        sql::execute(&db, "DELETE FROM events WHERE kind = 'card.expiring'").await;
+        vault.restart().await;
+        let checkout = vault.client("checkout");
+        let told = eventually("the second card's expiry to be told", || async {
+            events(&checkout, "card.expiring").await.pop()
+        })
+        .await;
+        assert_eq!(told["data"]["cardId"], json!(second));
+        vault.finish(&[&pan, &other]).await;
     }
 
     /// A card that an agreement uses is told to expire, once; one that no agreement uses is nobody's news.
