@@ -90,6 +90,42 @@ async fn stopped(db: &Database) -> (TestVault, String) {
     (vault, text)
 }
 
+/// It opens the data keys, so that it leaves as little behind as the server does: no core dump, whatever the shell
+/// allows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_its_memory_to_itself() {
+    let db = Database::sqlite();
+    let (vault, text) = stopped(&db).await;
+    // It waits for a gateway that says nothing, and can be looked at meanwhile.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = format!("https://{}", silent.local_addr().expect("an address"));
+    let text = text.replace(&vault.sandbox.base_url(), &address);
+    assert!(text.contains(&address));
+    std::fs::write(vault.dir.path().join("cardvault.toml"), text).expect("written");
+    let program = vault.command(&["doctor"]);
+    let program = program.as_std();
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "ulimit -c unlimited 2>/dev/null; exec \"$0\" \"$@\""]);
+    shell.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let mut doctor = shell.stdout(std::process::Stdio::null()).spawn().expect("it runs");
+    let limits = format!("/proc/{}/limits", doctor.id());
+    let closed = async || {
+        let limits = std::fs::read_to_string(&limits).unwrap_or_default();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size"))?;
+        (core.split_whitespace().filter(|word| *word == "0").count() == 2).then_some(())
+    };
+    super::support::eventually("its core dumps to be off", closed).await;
+    doctor.kill().expect("killed");
+    doctor.wait().expect("ended");
+    vault.finish(&[]).await;
+}
+
 both_engines! {
     /// A good deployment fails nothing; nothing is changed by looking, beside a server or without.
     async fn a_good_deployment_passes(db: Database) {

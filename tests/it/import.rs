@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::support::sql::number;
-use super::support::vault::{TestVault, by_reference, fresh_pan, last_json, printed};
+use super::support::vault::{TestVault, by_reference, fresh_pan, init, last_json, printed};
 use super::support::{Database, eventually, leak, sql};
 
 /// Runs `cardvault cards import --merchant acme …`: its exit code, and what it printed.
@@ -70,6 +70,29 @@ fn by_merchant(id: &str, card: &str, buyer: &str, agreement: &str) -> String {
 }
 
 both_engines! {
+    /// A dry run stores nothing, not even the first keys of a vault that was never started.
+    async fn a_dry_run_of_a_new_vault_makes_no_keys(db: Database) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path().join("vault");
+        init(&dir, &db.url);
+        let pan = fresh_pan();
+        let input = folder.path().join("cards.jsonl");
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&input).expect("a file");
+        writeln!(file, "{}", card(&pan, "b-0", &[])).expect("to write");
+        let run = async |arguments: &[&str]| {
+            let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cardvault"));
+            let done = command.args(arguments).arg("--config").arg(dir.join("cardvault.toml")).output().await.expect("it runs");
+            assert!(done.status.success(), "{}", printed(&done));
+            printed(&done)
+        };
+        run(&["migrate"]).await;
+        let said = run(&["cards", "import", "--merchant", "acme", "--dry-run", input.to_str().expect("UTF-8")]).await;
+        assert!(said.contains("1 lines: 0 would be refused; nothing was stored"), "{said}");
+        for table in ["data_keys", "audit", "cards"] {
+            assert_eq!(number(&db, &format!("SELECT COUNT(*) FROM {table}")).await, 0, "{table}");
+        }
+    }
+
     /// A subscription goes on where it was: the imported agreement is in force, and its chain is sent with the
     /// first charge. A second import changes nothing.
     async fn subscriptions_go_on(db: Database) {

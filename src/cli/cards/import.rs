@@ -24,7 +24,7 @@ use crate::ops::error::OpError;
 use crate::ops::import::{Importer, Numbered, Taken};
 use crate::ops::patience::patiently;
 
-use super::super::keys::{Common, opened_to_seal};
+use super::super::keys::{self, Common};
 use super::super::told_to_stop;
 use super::checkpoint::{Checkpoint, Counts};
 use super::lines::{Line, Lines};
@@ -80,7 +80,11 @@ struct Batch {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let (config, admin) = opened_to_seal(&args.common).await?;
+    // What only reads its file needs no key, and makes none in a vault that has none yet.
+    let (config, admin) = match args.dry_run {
+        true => keys::admin(&args.common).await?,
+        false => keys::opened_to_seal(&args.common).await?,
+    };
     let importer = importer(&config, &args.merchant)?;
     let vault = Arc::new(vault(&config, admin)?);
     let mut source = Source::open(&args)?;

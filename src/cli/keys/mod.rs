@@ -110,7 +110,7 @@ async fn done(command: Command) -> anyhow::Result<()> {
 }
 
 /// Reads the configuration and opens what it names. No key is unwrapped.
-async fn admin(common: &Common) -> anyhow::Result<(Config, Admin)> {
+pub(super) async fn admin(common: &Common) -> anyhow::Result<(Config, Admin)> {
     telemetry::start("error");
     telemetry::keep_memory_private();
     let config = Config::load(&common.config, config::environment())?;
