@@ -26,7 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::Acceptor;
 use rustls::{CertificateError, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_rustls::LazyConfigAcceptor;
@@ -83,9 +83,6 @@ pub struct Limits {
     pub max_per_client: usize,
     /// Open connections with a good certificate that is no client's, together.
     pub max_strangers: usize,
-    /// Handshakes that compute at the same time. A peer that has not sent its
-    /// whole hello yet is not counted.
-    pub max_handshakes: usize,
     /// Header lines of a request.
     pub max_headers: usize,
     /// Bytes of a request's line and headers (8 KiB at least), and of what is read ahead.
@@ -105,7 +102,6 @@ impl Default for Limits {
             max_per_address: 768,
             max_per_client: 512,
             max_strangers: 64,
-            max_handshakes: 256,
             max_headers: 64,
             max_header_bytes: 16 * 1024,
         }
@@ -168,7 +164,6 @@ impl Listener {
         let shared = Arc::new(Shared {
             rules: rules.into(),
             app,
-            handshakes: Semaphore::new(limits.max_handshakes),
             stopping,
             limits,
             counted: self.counted,
@@ -253,7 +248,6 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 struct Shared {
     rules: RuleSource,
     app: Router,
-    handshakes: Semaphore,
     stopping: watch::Receiver<bool>,
     limits: Limits,
     counted: Option<(Arc<Metrics>, &'static str)>,
@@ -360,13 +354,13 @@ impl Shared {
         stopping: &mut watch::Receiver<bool>,
     ) -> io::Result<Option<TlsStream<TcpStream>>> {
         stream.set_nodelay(true)?;
-        // A peer that has not said hello must not hold a place that a talking one could use.
         let hello = tokio::select! {
             biased;
             hello = LazyConfigAcceptor::new(Acceptor::default(), stream) => hello?,
             () = told_to_stop(stopping) => return Ok(None),
         };
-        let _place = self.handshakes.acquire().await.map_err(io::Error::other)?;
+        // As many compute at once as the runtime has threads. There is no other count of them: what waits for its
+        // peer would stand in it, and a peer that says no more after its hello would keep others out.
         hello.into_stream(config).await.map(Some)
     }
 

@@ -388,7 +388,7 @@ async fn headers_have_a_ceiling() {
 
 #[tokio::test]
 async fn two_hundred_silent_connections_do_not_keep_a_good_client_out() {
-    let edge = Edge::start(Limits { max_handshakes: 4, ..Limits::default() }).await;
+    let edge = Edge::start(Limits::default()).await;
     let mut silent = Vec::new();
     for _ in 0..200 {
         let mut stream = TcpStream::connect(edge.address).await.unwrap();
@@ -401,6 +401,29 @@ async fn two_hundred_silent_connections_do_not_keep_a_good_client_out() {
     let answer = timeout(Duration::from_secs(2), edge.answer(Some(&edge.good_client()))).await.unwrap();
     assert!(!answer.is_empty());
     drop(silent);
+}
+
+/// A peer that says hello, gets the server's part of the handshake, and says nothing more, costs its place alone.
+#[tokio::test]
+async fn three_hundred_stalled_handshakes_do_not_keep_a_good_client_out() {
+    let edge = Edge::start(Limits::default()).await;
+    let config = client_config(&edge.authority, None, &rustls::version::TLS13);
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut hello = Vec::new();
+    rustls::ClientConnection::new(config, name).unwrap().write_tls(&mut hello).unwrap();
+    let mut stalled = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(edge.address).await.unwrap();
+        stream.write_all(&hello).await.unwrap();
+        // The server has answered, so that it waits for its peer from now on.
+        let mut first = [0; 5];
+        let answered = timeout(Duration::from_secs(2), stream.read_exact(&mut first)).await;
+        assert!(answered.is_ok_and(|read| read.is_ok()), "stalled {}", stalled.len());
+        stalled.push(stream);
+    }
+    let answer = timeout(Duration::from_secs(2), edge.answer(Some(&edge.good_client()))).await.unwrap();
+    assert!(!answer.is_empty());
+    drop(stalled);
 }
 
 /// A full house: silent connections make room at once, those of clients do not.
