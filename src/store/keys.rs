@@ -129,10 +129,14 @@ pub async fn rotate_key(tx: &mut Tx, old: &DekId, key: &NewKey<'_>) -> Result<bo
     with_epoch(tx, done).await
 }
 
-/// Stores a key that shall be active later, with a new epoch; `false` where its purpose has one already.
-pub async fn announce_key(tx: &mut Tx, key: &NewKey<'_>) -> Result<bool, StoreError> {
-    const SQL: &str = insert!("ON CONFLICT (purpose) WHERE state = 'next' DO NOTHING");
-    let done = tx.execute(SQL, &key.args()).await? == 1;
+/// Stores a key that shall be active later in the place of `old`, with a new epoch; `false` where `old` is not
+/// active any more, or another is announced, or has the column: then the transaction is to be taken back.
+pub async fn announce_key(tx: &mut Tx, old: &DekId, key: &NewKey<'_>) -> Result<bool, StoreError> {
+    // Its row is locked by this: no other comes into its place before the transaction ends.
+    const HELD: &str = "UPDATE data_keys SET state = state WHERE id = $1 AND state = 'active'";
+    const SQL: &str = insert!("ON CONFLICT DO NOTHING");
+    let done = tx.execute(HELD, &[Arg::Text(old.as_str())]).await? == 1
+        && tx.execute(SQL, &key.args()).await? == 1;
     with_epoch(tx, done).await
 }
 

@@ -88,6 +88,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         include_str!("../../migrations/sqlite/0052_digest_key.sql"),
         include_str!("../../migrations/postgres/0052_digest_key.sql"),
     ),
+    (
+        53,
+        "one key a column",
+        include_str!("../../migrations/sqlite/0053_one_key_a_column.sql"),
+        include_str!("../../migrations/postgres/0053_one_key_a_column.sql"),
+    ),
 ];
 
 /// Numbers of the migrations that the database has not had yet, and of those that this program does not know;

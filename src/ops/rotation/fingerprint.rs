@@ -42,6 +42,13 @@ impl Admin {
             Some(next) => next,
             None => self.announce(&old).await?,
         };
+        if next.slot == old.slot {
+            return Err(RotationError::Refused(format!(
+                "{} was announced for the column that {} fills, so it may not come into use; docs/keys.md says \
+                 how it is taken away",
+                next.id, old.id
+            )));
+        }
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
         wait_for_writers(&self.db).await?;
@@ -101,7 +108,7 @@ impl Admin {
             now,
         };
         let mut tx = self.begin().await?;
-        if announce_key(&mut tx, &row).await? {
+        if announce_key(&mut tx, &old.id, &row).await? {
             let what = format!("announced as the fingerprint key after {}", old.id);
             tx.note(&Entry::done("keys.rotate", row.id.as_str()).with(what)).await?;
             tx.commit().await?;

@@ -4,7 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{id, keys, number, refused, status};
+use cardvault::store::backend::Work;
+
+use super::doorman::{Doorman, PACE, command_through};
+use super::{id, ids, keys, number, refused, status};
+use crate::support::sql;
 use crate::support::vault::{TestVault, fresh_pan};
 
 both_engines! {
@@ -109,5 +113,48 @@ both_engines! {
         assert_eq!(number(&db, "SELECT count(*) FROM cards").await, i64::try_from(cards.len()).unwrap());
         let secrets: Vec<&str> = cards.iter().map(|(pan, _)| pan.as_str()).collect();
         vault.finish(&secrets).await;
+    }
+
+    /// Of two rotations at once one was held up until the other had ended: it announces nothing, and the column
+    /// stays the key's that is in use.
+    async fn a_rotation_that_comes_late_announces_nothing(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let (caller, pan, other) = (vault.client("checkout"), fresh_pan(), fresh_pan());
+        let card = caller.card(&pan).await;
+        let door = Arc::new(Doorman::default());
+        let late = command_through(&vault, &door).await;
+        // The first waits for writers, the second announces.
+        door.hold(Work::Transaction, 2);
+        let late = tokio::spawn(async move { late.rotate_fingerprint(PACE, &mut |_| ()).await });
+        door.arrived().await;
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        let second = id(&status(&vault).await, "fingerprint", "active");
+        door.let_go();
+        let said = late.await.expect("a task").expect_err("a rotation that was late").to_string();
+        assert!(said.contains("another rotation of the fingerprint key has just ended"), "{said}");
+        let now = status(&vault).await;
+        assert_eq!((id(&now, "fingerprint", "active"), ids(&now, "fingerprint", "next")), (second, Vec::new()));
+        let new = caller.card(&other).await;
+        assert_eq!((caller.card(&other).await, caller.card(&pan).await), (new, card));
+        vault.finish(&[&pan, &other]).await;
+    }
+
+    /// A column is one key's. Where an older version has given it to two, the second does not come into use.
+    async fn a_column_is_one_keys(db: Database) {
+        const TWO: &str = "UPDATE data_keys SET state = 'next', \
+             slot = (SELECT slot FROM data_keys WHERE purpose = 'fingerprint' AND state = 'active') \
+             WHERE purpose = 'fingerprint' AND state = 'decrypt_only'";
+        let vault = TestVault::start(&db).await;
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        let active = id(&status(&vault).await, "fingerprint", "active");
+        let store = cardvault::app::open_database(&vault.config).await.expect("a database");
+        assert!(store.execute(TWO, &[]).await.is_err(), "two keys have one column");
+        store.close().await;
+        sql::execute(&db, "DROP INDEX data_keys_slot").await;
+        sql::execute(&db, TWO).await;
+        let said = refused(&vault, &["rotate", "fingerprint"]).await;
+        assert!(said.contains("was announced for the column that") && said.contains(&active), "{said}");
+        assert_eq!(id(&status(&vault).await, "fingerprint", "active"), active);
+        vault.finish(&[]).await;
     }
 }

@@ -2,6 +2,7 @@
 //! what was cut off is finished by running it again.
 
 mod custodians;
+mod doorman;
 mod ends;
 mod fingerprint;
 mod gateway;

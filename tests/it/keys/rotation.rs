@@ -3,18 +3,17 @@
 use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cardvault::app;
 use cardvault::base::clock::{SharedClock, SystemClock};
 use cardvault::ops::keys::DataKeys;
 use cardvault::ops::{Policy, Vault};
-use cardvault::store::backend::{Passage, Turn, Turnstile, Work};
+use cardvault::store::backend::Work;
 use serde_json::json;
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::Notify;
 
+use super::doorman::Doorman;
 use super::traffic::{Traffic, assert_whole};
 use super::{age_kek, assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
 use crate::support::notices::Posted;
@@ -451,34 +450,6 @@ async fn a_destroyed_key_does_not_stay_in_sqlites_log() {
     vault.finish(&[]).await;
 }
 
-/// Lets everybody through but the next one, whom it holds until it is told.
-#[derive(Default)]
-struct Doorman {
-    holds: AtomicBool,
-    arrived: Notify,
-    told: Notify,
-}
-
-struct Through;
-
-impl Passage for Through {
-    fn leave(self: Box<Self>) -> Turn<'static, ()> {
-        Box::pin(async { Ok(()) })
-    }
-}
-
-impl Turnstile for Doorman {
-    fn enter(&self, _: Work) -> Turn<'_, Box<dyn Passage>> {
-        Box::pin(async {
-            if self.holds.swap(false, Ordering::SeqCst) {
-                self.arrived.notify_one();
-                self.told.notified().await;
-            }
-            Ok(Box::new(Through) as Box<dyn Passage>)
-        })
-    }
-}
-
 both_engines! {
     /// A card was read, and before its key was at hand all records had another one, and that key was destroyed: the
     /// card is read again.
@@ -501,12 +472,12 @@ both_engines! {
         };
         renewed().await;
         let second = id(&status(&vault).await, "card", "active");
-        doorman.holds.store(true, Ordering::SeqCst);
+        doorman.hold(Work::Read, 1);
         let looked = tokio::spawn(async move { late.tell_expiring_cards("").await.map(|_| ()) });
-        tokio::time::timeout(Duration::from_secs(30), doorman.arrived.notified()).await.expect("a look for a key");
+        doorman.arrived().await;
         renewed().await;
         keys(&vault, &["destroy", &second]).await;
-        doorman.told.notify_one();
+        doorman.let_go();
         looked.await.expect("a task").expect("what was read is opened");
         vault.finish(&[&pan]).await;
     }
