@@ -150,7 +150,7 @@ impl Admin {
                         Err(_) => named.push(card.card_id.to_string()),
                     }
                 }
-                let filled = patiently(|| fill(&self.db, slot, &digests)).await?;
+                let filled = patiently(|| fill(&self.db, slot, &next.id, &digests)).await?;
                 moved += filled;
                 left = left.saturating_sub(filled);
                 let seconds = begin.elapsed().as_secs_f64().max(0.001);

@@ -157,4 +157,52 @@ both_engines! {
         assert_eq!(id(&status(&vault).await, "fingerprint", "active"), active);
         vault.finish(&[]).await;
     }
+
+    /// Who destroys a key was held up until another had its column: nothing is taken from that one.
+    async fn an_end_that_comes_late_takes_no_fingerprint(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let (caller, pan) = (vault.client("checkout"), fresh_pan());
+        let card = caller.card(&pan).await;
+        let first = id(&status(&vault).await, "fingerprint", "active");
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        let door = Arc::new(Doorman::default());
+        let late = command_through(&vault, &door).await;
+        // The first write begins an epoch, the second empties the column.
+        door.hold(Work::Write, 2);
+        let key = cardvault::base::ids::DekId::parse(&first).expect("an id");
+        let late = tokio::spawn(async move { late.destroy_data_key(&key, false).await });
+        door.arrived().await;
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        door.let_go();
+        late.await.expect("a task").expect("destroyed");
+        assert_eq!(number(&db, "SELECT count(*) FROM cards WHERE fingerprint IS NULL").await, 0);
+        assert_eq!(caller.card(&pan).await, card);
+        vault.finish(&[&pan]).await;
+    }
+
+    /// Who gives cards their fingerprints was held up until the key was destroyed: the column stays empty for the
+    /// next one.
+    async fn a_fingerprint_that_comes_late_is_not_stored(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let (caller, pan) = (vault.client("checkout"), fresh_pan());
+        let card = caller.card(&pan).await;
+        let first = id(&status(&vault).await, "fingerprint", "active");
+        let door = Arc::new(Doorman::default());
+        let late = command_through(&vault, &door).await;
+        // Before the fourth it has waited, announced the key, and waited again.
+        door.hold(Work::Transaction, 4);
+        let late = tokio::spawn(async move { late.rotate_fingerprint(PACE, &mut |_| ()).await });
+        door.arrived().await;
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        let second = id(&status(&vault).await, "fingerprint", "active");
+        keys(&vault, &["destroy", &first]).await;
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        keys(&vault, &["destroy", &second]).await;
+        door.let_go();
+        late.await.expect("a task").expect_err("its key is gone");
+        assert_eq!(number(&db, "SELECT count(*) FROM cards WHERE fingerprint_b IS NOT NULL").await, 0);
+        keys(&vault, &["rotate", "fingerprint"]).await;
+        assert_eq!(caller.card(&pan).await, card);
+        vault.finish(&[&pan]).await;
+    }
 }
