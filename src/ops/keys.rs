@@ -22,7 +22,7 @@ use crate::metrics::{AuditTally, KeyFacts};
 use crate::model::audit::Entry;
 use crate::model::key_life::{Life, Standing};
 use crate::store::backend::{Db, StoreError};
-use crate::store::keys::{KeyRow, NewKey, add_uses, epoch, find_key, insert_first_key, list_keys};
+use crate::store::keys::{KeyRow, NewKey, Stored, add_uses, epoch, find_key, insert_first_keys, list_keys};
 use crate::store::replicas::{self, Beat};
 
 use super::audit::Audit;
@@ -222,19 +222,18 @@ impl DataKeys {
     }
 
     /// Makes the first key of each purpose that has none, in one transaction with the rows that tell of it;
-    /// `false` where somebody else did so at the same moment, and what is missing has to be looked at again.
+    /// `false` where somebody else did so at the same moment, or the keys have changed since these were wrapped, and
+    /// what is missing has to be looked at again.
     async fn make_missing(&self) -> Result<bool, DataKeysError> {
         let mut active = list_keys(&self.db).await?;
         active.retain(|row| row.state == KeyState::Active.as_str());
         let has = |purpose: Purpose| active.iter().position(|row| row.purpose == purpose.as_str());
         let mut made = Vec::new();
         for purpose in Purpose::ALL.into_iter().filter(|purpose| has(*purpose).is_none()) {
-            let MadeKey { key, kek, wrapped } = self.make(purpose).await?;
-            made.push((Arc::new(key), kek, wrapped));
+            let MadeKey { key, kek, wrapped, epoch } = self.make(purpose).await?;
+            made.push((Arc::new(key), kek, wrapped, epoch));
         }
-        if made.is_empty() {
-            return Ok(true);
-        }
+        let Some(oldest) = made.iter().map(|(.., epoch)| *epoch).min() else { return Ok(true) };
         let now = self.clock.now();
         // A new vault's audit key is among them, and its first rows tell of it and of the others.
         let of_rows =
@@ -254,24 +253,24 @@ impl DataKeys {
         let instance = InstanceId::make().map_err(|error| DataKeysError::Make(error.into()))?;
         let audit = Audit::new(instance, self.clock.clone(), AuditTally::default());
         let mut tx = audit.begin_under(&self.db, self, Arc::clone(&of_rows)).await.map_err(unrecorded)?;
-        for (key, kek, wrapped) in &made {
-            let purpose = key.purpose();
-            let row = NewKey {
-                id: key.id(),
-                purpose: purpose.as_str(),
-                state: KeyState::Active.as_str(),
-                kek_id: kek,
-                wrapped,
-                expires_at: now.plus(self.policy.period(purpose)),
-                slot: 0,
-                now,
-            };
-            if !insert_first_key(&mut tx, &row).await? {
-                tx.rollback().await?;
-                return Ok(false);
-            }
+        let rows = made.iter().map(|(key, kek, wrapped, _)| NewKey {
+            id: key.id(),
+            purpose: key.purpose().as_str(),
+            state: KeyState::Active.as_str(),
+            kek_id: kek,
+            wrapped,
+            expires_at: now.plus(self.policy.period(key.purpose())),
+            slot: 0,
+            now,
+        });
+        if insert_first_keys(&mut tx, &rows.collect::<Vec<_>>(), oldest).await? != Stored::Yes {
+            tx.rollback().await?;
+            return Ok(false);
+        }
+        for (key, ..) in &made {
             let entry = Entry::done("keys.make", key.id().as_str());
-            tx.note(&entry.with(format!("the first {} key", purpose.as_str()))).await.map_err(unrecorded)?;
+            let what = format!("the first {} key", key.purpose().as_str());
+            tx.note(&entry.with(what)).await.map_err(unrecorded)?;
         }
         tx.commit_last().await.map_err(unrecorded)?;
         self.report_uses_of(&of_rows).await?;
@@ -281,8 +280,13 @@ impl DataKeys {
         Ok(true)
     }
 
-    /// A fresh data key, wrapped under the KEK in use. Nothing is stored.
+    /// A fresh data key, wrapped under the KEK in use. Nothing is stored; and who stores it does so in the epoch that
+    /// it names: once that is over, the KEK may be gone.
     pub(super) async fn make(&self, purpose: Purpose) -> Result<MadeKey, DataKeysError> {
+        // Before the keyring: who destroys a KEK begins an epoch, and another KEK was in use before that.
+        let epoch = epoch(&self.db).await?;
+        let kek = Arc::clone(&self.kek);
+        apart(move || kek.reload().map_err(DataKeysError::Make)).await?;
         let kek = Arc::clone(&self.kek);
         // Where the audit key is over too, the rotation of the KEK could not be recorded: it waits for the
         // audit key, so that one cannot wait for it, and is wrapped anew with all others soon.
@@ -293,7 +297,7 @@ impl DataKeys {
         apart(move || {
             let key = make_data_key(purpose).map_err(|error| DataKeysError::Make(error.into()))?;
             let wrapped = kek.wrap(&key).map_err(DataKeysError::Make)?;
-            Ok(MadeKey { key, kek: wrapped.kek, wrapped: wrapped.bytes })
+            Ok(MadeKey { key, kek: wrapped.kek, wrapped: wrapped.bytes, epoch })
         })
         .await
     }
@@ -452,7 +456,11 @@ impl DataKeys {
         if !self.are_closed() {
             let kek = Arc::clone(&self.kek);
             apart(move || {
-                kek.reload();
+                // What was known stays, and opens what is not new.
+                if let Err(error) = kek.reload() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "the key-encryption keys cannot be read again");
+                }
                 Ok(())
             })
             .await?;
@@ -586,6 +594,8 @@ pub(super) struct MadeKey {
     pub(super) key: DataKey,
     pub(super) kek: KekId,
     pub(super) wrapped: Vec<u8>,
+    /// The epoch in which it was wrapped.
+    pub(super) epoch: i64,
 }
 
 /// Runs something that may wait for a token on a thread where waiting harms nobody.

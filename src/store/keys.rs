@@ -114,30 +114,63 @@ impl NewKey<'_> {
     }
 }
 
-/// Stores the first key of a purpose, with a new epoch; `false` where it has an active one already.
-pub async fn insert_first_key(tx: &mut Tx, key: &NewKey<'_>) -> Result<bool, StoreError> {
-    const SQL: &str = insert!("ON CONFLICT (purpose) WHERE state = 'active' DO NOTHING");
-    let done = tx.execute(SQL, &key.args()).await? == 1;
-    with_epoch(tx, done).await
+/// What became of a key that was to be stored. Where it is not there, the transaction is to be taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It is there, and a new epoch has begun.
+    Yes,
+    /// Another key has its place.
+    Taken,
+    /// The epoch is over in which it was wrapped: its KEK may be gone by now.
+    Late,
 }
 
-/// Puts a new active key in the place of `old`, which only opens from now on, with a new epoch; `false` where
-/// `old` is not active any more: then the transaction is to be taken back.
-pub async fn rotate_key(tx: &mut Tx, old: &DekId, key: &NewKey<'_>) -> Result<bool, StoreError> {
+/// Stores the first keys, which were wrapped in an epoch, each of a purpose of its own.
+pub async fn insert_first_keys(tx: &mut Tx, keys: &[NewKey<'_>], epoch: i64) -> Result<Stored, StoreError> {
+    const SQL: &str = insert!("ON CONFLICT (purpose) WHERE state = 'active' DO NOTHING");
+    for key in keys {
+        if tx.execute(SQL, &key.args()).await? != 1 {
+            return Ok(Stored::Taken);
+        }
+    }
+    stored(tx, true, epoch).await
+}
+
+/// Puts a new active key, which was wrapped in an epoch, in the place of `old`, which only opens from now on.
+pub async fn rotate_key(
+    tx: &mut Tx,
+    old: &DekId,
+    key: &NewKey<'_>,
+    epoch: i64,
+) -> Result<Stored, StoreError> {
     const SQL: &str = insert!("ON CONFLICT DO NOTHING");
     let done = retire(tx, old, key.now).await? && tx.execute(SQL, &key.args()).await? == 1;
-    with_epoch(tx, done).await
+    stored(tx, done, epoch).await
 }
 
-/// Stores a key that shall be active later in the place of `old`, with a new epoch; `false` where `old` is not
-/// active any more, or another is announced, or has the column: then the transaction is to be taken back.
-pub async fn announce_key(tx: &mut Tx, old: &DekId, key: &NewKey<'_>) -> Result<bool, StoreError> {
+/// Stores a key, which was wrapped in an epoch, that shall be active later in the place of `old`. Its place is taken
+/// where `old` is not active any more, or another is announced, or has the column.
+pub async fn announce_key(
+    tx: &mut Tx,
+    old: &DekId,
+    key: &NewKey<'_>,
+    epoch: i64,
+) -> Result<Stored, StoreError> {
     // Its row is locked by this: no other comes into its place before the transaction ends.
     const HELD: &str = "UPDATE data_keys SET state = state WHERE id = $1 AND state = 'active'";
     const SQL: &str = insert!("ON CONFLICT DO NOTHING");
-    let done = tx.execute(HELD, &[Arg::Text(old.as_str())]).await? == 1
-        && tx.execute(SQL, &key.args()).await? == 1;
-    with_epoch(tx, done).await
+    let done =
+        tx.execute(HELD, &[Arg::Text(old.as_str())]).await? == 1 && tx.execute(SQL, &key.args()).await? == 1;
+    stored(tx, done, epoch).await
+}
+
+/// Begins a new epoch after the one in which the key that is there was wrapped.
+async fn stored(tx: &mut Tx, is_there: bool, epoch: i64) -> Result<Stored, StoreError> {
+    Ok(match is_there {
+        false => Stored::Taken,
+        true if raise_epoch_after(tx, epoch).await? => Stored::Yes,
+        true => Stored::Late,
+    })
 }
 
 /// Makes the announced key active in the place of `old`, with a new epoch; `false` where that is not how they
@@ -249,6 +282,19 @@ pub async fn raise_epoch(db: &Db) -> Result<(), StoreError> {
 /// As [`raise_epoch`], in a transaction.
 pub async fn raise_epoch_in(tx: &mut Tx) -> Result<(), StoreError> {
     tx.execute(RAISE, &[]).await.map(|_| ())
+}
+
+/// As [`raise_epoch_in`]; `false` where this epoch is over already. What is wrapped under a KEK is stored by this: who
+/// destroys a KEK begins a new epoch first, and counts what is wrapped under it in the same transaction.
+pub async fn raise_epoch_after(tx: &mut Tx, epoch: i64) -> Result<bool, StoreError> {
+    const SQL: &str = "UPDATE key_epoch SET epoch = epoch + 1 WHERE one = 1 AND epoch = $1";
+    Ok(tx.execute(SQL, &[Arg::Int(epoch)]).await? == 1)
+}
+
+/// How many data keys a KEK wraps, for a transaction that has begun a new epoch: until it ends no more come.
+pub async fn count_wrapped(tx: &mut Tx, kek: &KekId) -> Result<i64, StoreError> {
+    const SQL: &str = "SELECT count(*) AS n FROM data_keys WHERE kek_id = $1 AND wrapped IS NOT NULL";
+    tx.find(SQL, &[Arg::Text(kek.as_str())]).await?.ok_or(StoreError::Damaged)?.int("n")
 }
 
 const RAISE: &str = "UPDATE key_epoch SET epoch = epoch + 1 WHERE one = 1";

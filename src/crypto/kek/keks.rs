@@ -49,6 +49,13 @@ impl Keks {
         Ok(self.keyring())
     }
 
+    /// As [`Self::read_again`]; where that cannot be, what was known stays.
+    fn look_again(&self) {
+        if let Err(error) = self.read_again() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the keyring cannot be read again");
+        }
+    }
+
     /// Takes a keyring in the place of the one that was known. A KEK that was in the file and is split in the
     /// new one goes on here: its split must not stop a server that runs.
     fn take(&self, new: FileKek) {
@@ -89,7 +96,7 @@ impl Keks {
         if let Some(found) = find(&self.keyring()) {
             return Ok(found);
         }
-        self.reload();
+        self.look_again();
         find(&self.keyring()).ok_or(ShareError::OtherSplit(share.index()))
     }
 
@@ -133,7 +140,7 @@ impl Keks {
 
     fn with<T>(&self, id: &KekId, use_it: impl Fn(Key<'_>) -> Result<T, WrapError>) -> Result<T, WrapError> {
         if self.keyring().find(id).is_none() {
-            self.reload();
+            self.look_again();
         }
         let file = self.keyring();
         match file.find(id).map(|kek| &kek.place) {
@@ -164,10 +171,8 @@ impl KekProvider for Keks {
         Millis::parse_rfc3339(&file.find(file.active())?.created)
     }
 
-    fn reload(&self) {
-        if let Err(error) = self.read_again() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the keyring cannot be read again");
-        }
+    fn reload(&self) -> Result<(), WrapError> {
+        self.read_again().map(drop).map_err(|error| WrapError::NotRead(error.to_string()))
     }
 }
 

@@ -49,7 +49,9 @@ pub trait KekProvider: WrapsKeys {
 
     /// Looks again at what it was made from: a KEK may have been added or removed since. Where that cannot
     /// be read, what was known stays.
-    fn reload(&self) {}
+    fn reload(&self) -> Result<(), WrapError> {
+        Ok(())
+    }
 }
 
 /// Makes and destroys its own KEKs; their keys never leave it.
@@ -92,6 +94,9 @@ pub enum WrapError {
     /// The token does not answer, or not as it should.
     #[error("the token failed: {0}")]
     Token(String),
+    /// What the KEKs were read from cannot be read again; the text says why.
+    #[error("{0}")]
+    NotRead(String),
     /// The wrapped key was altered, belongs to another row, or is of another format.
     #[error("the wrapped key could not be opened")]
     CouldNotOpen,

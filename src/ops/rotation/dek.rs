@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::base::ids::DekId;
 use crate::crypto::keyring::{KeyState, Purpose};
 use crate::model::audit::Entry;
-use crate::store::keys::{NewKey, list_keys, rotate_key};
+use crate::store::keys::{NewKey, Stored, list_keys, rotate_key};
 
-use super::{Admin, RotationError};
+use super::{Admin, RotationError, TURNS};
 
 /// What a rotation came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,38 +26,51 @@ impl Admin {
             self.can_record()?;
         }
         let old = self.active_id(purpose).await?;
-        let made = self.keys.make(purpose).await?;
-        let now = self.clock.now();
-        let key = Arc::new(made.key);
-        let new = key.id().clone();
-        let row = NewKey {
-            id: &new,
-            purpose: purpose.as_str(),
-            state: KeyState::Active.as_str(),
-            kek_id: &made.kek,
-            wrapped: &made.wrapped,
-            expires_at: now.plus(self.policy.period(purpose)),
-            slot: 0,
-            now,
-        };
-        // An audit key that is over makes no row: the first row of the new one tells that it came.
-        let mut tx = match purpose {
-            Purpose::Audit => self.audit.begin_under(&self.db, &self.keys, Arc::clone(&key)).await?,
-            _ => self.begin().await?,
-        };
-        if !rotate_key(&mut tx, &old, &row).await? {
-            tx.rollback().await?;
-            let new = self.active_id(purpose).await?;
-            // Where it is the audit key, this row is made with theirs.
-            self.follow_patiently().await?;
-            let what = format!("the {} key; another command made it at this moment", purpose.as_str());
-            self.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;
-            return Ok(Rotated { old, new });
+        for _ in 0..TURNS {
+            let made = self.keys.make(purpose).await?;
+            let now = self.clock.now();
+            let key = Arc::new(made.key);
+            let new = key.id().clone();
+            let row = NewKey {
+                id: &new,
+                purpose: purpose.as_str(),
+                state: KeyState::Active.as_str(),
+                kek_id: &made.kek,
+                wrapped: &made.wrapped,
+                expires_at: now.plus(self.policy.period(purpose)),
+                slot: 0,
+                now,
+            };
+            // An audit key that is over makes no row: the first row of the new one tells that it came.
+            let mut tx = match purpose {
+                Purpose::Audit => self.audit.begin_under(&self.db, &self.keys, Arc::clone(&key)).await?,
+                _ => self.begin().await?,
+            };
+            match rotate_key(&mut tx, &old, &row, made.epoch).await? {
+                Stored::Yes => {
+                    let what = format!("the {} key; before it {old}", purpose.as_str());
+                    tx.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;
+                    tx.commit().await?;
+                    self.keys.report_uses_of(&key).await?;
+                    return Ok(Rotated { old, new });
+                }
+                Stored::Taken => {
+                    tx.rollback().await?;
+                    return self.take_theirs(purpose, old).await;
+                }
+                Stored::Late => tx.rollback().await?,
+            }
         }
-        let what = format!("the {} key; before it {old}", purpose.as_str());
-        tx.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;
-        tx.commit().await?;
-        self.keys.report_uses_of(&key).await?;
+        Err(RotationError::keys_are_changing())
+    }
+
+    /// The key that another command has made of this purpose at the same moment.
+    async fn take_theirs(&self, purpose: Purpose, old: DekId) -> Result<Rotated, RotationError> {
+        let new = self.active_id(purpose).await?;
+        // Where it is the audit key, this row is made with theirs.
+        self.follow_patiently().await?;
+        let what = format!("the {} key; another command made it at this moment", purpose.as_str());
+        self.note(&Entry::done("keys.rotate", new.as_str()).with(what)).await?;
         Ok(Rotated { old, new })
     }
 

@@ -14,7 +14,8 @@ use crate::crypto::keyring::{KeyState, Purpose};
 use crate::model::audit::Entry;
 use crate::ops::keys::{DataKeysError, apart};
 use crate::store::keys::{
-    KeyRow, Swept, destroy_key, epoch, find_key, list_keys, raise_epoch, sweep_old_rows, wait_for_writers,
+    KeyRow, Swept, count_wrapped, destroy_key, epoch, find_key, list_keys, raise_epoch, raise_epoch_in,
+    sweep_old_rows, wait_for_writers,
 };
 use crate::store::{audit, fingerprints, reseal};
 
@@ -172,25 +173,39 @@ impl Admin {
                 "{id} is in use; run `cardvault keys rotate kek` first"
             )));
         }
+        let still_wraps = |count: i64| {
+            RotationError::Refused(format!(
+                "{id} is not destroyed: it wraps {count} data keys; run `cardvault keys rotate kek` first"
+            ))
+        };
         let rows = list_keys(&self.db).await?;
         let wraps = rows.iter().filter(|row| row.wrapped.is_some() && row.kek_id == *id).count();
         if wraps > 0 {
-            return Err(RotationError::Refused(format!(
-                "{id} is not destroyed: it wraps {wraps} data keys; run `cardvault keys rotate kek` first"
-            )));
+            return Err(still_wraps(i64::try_from(wraps).unwrap_or(i64::MAX)));
         }
         if dry_run {
             return Ok(Destroyed::Would);
         }
         // Neither a file nor a token takes part in a transaction, so what is about to go is recorded first.
         self.note(&Entry::done("keys.destroy", id.as_str()).with("begun")).await?;
+        let mut tx = self.begin().await?;
+        // A data key that somebody has wrapped under it and not stored yet is not stored any more: until this ends
+        // none is, and then its epoch is over. At the new one servers look at the keys again, and forget this one.
+        raise_epoch_in(&mut tx).await?;
+        let wraps = count_wrapped(&mut tx, id).await?;
+        if wraps > 0 {
+            tx.rollback().await?;
+            return Err(still_wraps(wraps));
+        }
+        if self.has_trail() {
+            tx.note(&Entry::done("keys.destroy", id.as_str()).with("a kek")).await?;
+        }
         if matches!(kek.place, Place::Token) {
             let (keks, id) = (std::sync::Arc::clone(&self.keks), id.clone());
             apart(move || keks.destroy_in_token(&id).map_err(DataKeysError::Make)).await?;
         }
         self.keks.replace(keyring.without(id))?;
-        // Servers look at the keys again, and forget it with its entry.
-        self.begin_epoch(&Entry::done("keys.destroy", id.as_str()).with("a kek")).await?;
+        tx.commit().await?;
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
         Ok(Destroyed::Now(sweep_old_rows(&self.db).await?))

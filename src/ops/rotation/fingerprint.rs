@@ -16,13 +16,13 @@ use crate::model::audit::Entry;
 use crate::ops::cards::fingerprint_of_record;
 use crate::store::fingerprints::{count_unfilled, empty, fill, list_unfilled};
 use crate::store::keys::{
-    KeyRow, NewKey, announce_key, epoch, list_keys, promote_key, raise_epoch, wait_for_writers,
+    KeyRow, NewKey, Stored, announce_key, epoch, list_keys, promote_key, raise_epoch, wait_for_writers,
 };
 
 use super::super::patience::patiently;
 use super::dek::Rotated;
 use super::reencrypt::{Pace, Progress};
-use super::{Admin, RotationError};
+use super::{Admin, RotationError, TURNS};
 
 /// Rounds until every card has its new fingerprint. After the wait for writers one is enough.
 const ROUNDS: usize = 8;
@@ -95,25 +95,33 @@ impl Admin {
         while let Some(more) = patiently(|| empty(&self.db, slot, &after, 500)).await? {
             after = more;
         }
-        let made = self.keys.make(Purpose::Fingerprint).await?;
-        let now = self.clock.now();
-        let row = NewKey {
-            id: made.key.id(),
-            purpose: Purpose::Fingerprint.as_str(),
-            state: KeyState::Next.as_str(),
-            kek_id: &made.kek,
-            wrapped: &made.wrapped,
-            expires_at: now.plus(self.policy.period(Purpose::Fingerprint)),
-            slot: i64::try_from(slot).unwrap_or_default(),
-            now,
-        };
-        let mut tx = self.begin().await?;
-        if announce_key(&mut tx, &old.id, &row).await? {
-            let what = format!("announced as the fingerprint key after {}", old.id);
-            tx.note(&Entry::done("keys.rotate", row.id.as_str()).with(what)).await?;
-            tx.commit().await?;
-        } else {
+        let mut turns = 0..TURNS;
+        loop {
+            turns.next().ok_or_else(RotationError::keys_are_changing)?;
+            let made = self.keys.make(Purpose::Fingerprint).await?;
+            let now = self.clock.now();
+            let row = NewKey {
+                id: made.key.id(),
+                purpose: Purpose::Fingerprint.as_str(),
+                state: KeyState::Next.as_str(),
+                kek_id: &made.kek,
+                wrapped: &made.wrapped,
+                expires_at: now.plus(self.policy.period(Purpose::Fingerprint)),
+                slot: i64::try_from(slot).unwrap_or_default(),
+                now,
+            };
+            let mut tx = self.begin().await?;
+            let stored = announce_key(&mut tx, &old.id, &row, made.epoch).await?;
+            if stored == Stored::Yes {
+                let what = format!("announced as the fingerprint key after {}", old.id);
+                tx.note(&Entry::done("keys.rotate", row.id.as_str()).with(what)).await?;
+                tx.commit().await?;
+                break;
+            }
             tx.rollback().await?;
+            if stored == Stored::Taken {
+                break;
+            }
         }
         // It may be somebody else's who ran this at the same moment.
         self.key_in(KeyState::Next).await?.ok_or_else(|| {

@@ -18,13 +18,10 @@ use crate::crypto::kek::{SoftKek, WrapError, WrapsKeys};
 use crate::crypto::keyring::{KeyState, Purpose, make_data_key};
 use crate::model::audit::Entry;
 use crate::ops::keys::{DataKeysError, apart, unwrap_row};
-use crate::store::keys::{KeyRow, list_keys, rewrap_keys};
+use crate::store::keys::{KeyRow, epoch, list_keys, raise_epoch_after, rewrap_keys};
 use crate::store::replicas::{Canary, put_canary};
 
-use super::{Admin, RotationError};
-
-/// How often keys that were made meanwhile are looked for.
-const TURNS: usize = 8;
+use super::{Admin, RotationError, TURNS};
 
 /// Where the new KEK's key shall be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,17 +205,18 @@ impl Admin {
     }
 
     /// Wraps every data key under `kek` that is wrapped under another one, in one transaction with the row that
-    /// tells of it.
+    /// tells of it and with a new epoch, at which servers take up which KEK is in use.
     async fn rewrap_all(&self, old: &KekId, kek: &KekId) -> Result<u64, RotationError> {
-        let mut done = 0;
-        for turn in 0..TURNS {
+        let mut wrapped_before = None;
+        for _ in 0..TURNS {
+            let epoch = epoch(&self.db).await?;
             let rows: Vec<KeyRow> =
                 list_keys(&self.db).await?.into_iter().filter(|row| depends(row, kek)).collect();
             if rows.is_empty() {
-                if turn == 0 {
-                    self.note(&in_use(old, kek, 0)).await?;
+                if wrapped_before.is_none() {
+                    self.begin_epoch(&in_use(old, kek, 0)).await?;
                 }
-                return Ok(done);
+                return Ok(wrapped_before.unwrap_or_default());
             }
             let (keks, id) = (Arc::clone(&self.keks), kek.clone());
             let wrapped = apart(move || {
@@ -231,7 +229,9 @@ impl Admin {
                 rows.into_iter().map(wrap).collect::<Result<Vec<_>, DataKeysError>>()
             })
             .await?;
-            done += self.store_wrapped(old, kek, &wrapped).await?;
+            if let Some(stored) = self.store_wrapped(old, kek, &wrapped, epoch).await? {
+                wrapped_before = Some(wrapped_before.unwrap_or_default() + stored);
+            }
         }
         Err(RotationError::Refused(
             "data keys go on being wrapped under another key; see that every host has this keyring, and run this again"
@@ -239,24 +239,26 @@ impl Admin {
         ))
     }
 
+    /// Stores what was wrapped in an epoch; none where that is over, and nothing was stored.
     async fn store_wrapped(
         &self,
         old: &KekId,
         kek: &KekId,
         wrapped: &[(KeyRow, Vec<u8>)],
-    ) -> Result<u64, RotationError> {
-        if !self.has_trail() {
-            // A database from before there was a trail: its audit key is made at the next start.
-            let mut tx = self.db.begin_write().await?;
-            let done = rewrap_keys(&mut tx, kek, wrapped).await?;
-            tx.commit().await?;
-            return Ok(done);
-        }
+        epoch: i64,
+    ) -> Result<Option<u64>, RotationError> {
         let mut tx = self.begin().await?;
         let done = rewrap_keys(&mut tx, kek, wrapped).await?;
-        tx.note(&in_use(old, kek, done)).await?;
+        if !raise_epoch_after(&mut tx, epoch).await? {
+            tx.rollback().await?;
+            return Ok(None);
+        }
+        // A database from before there was a trail: its audit key is made at the next start.
+        if self.has_trail() {
+            tx.note(&in_use(old, kek, done)).await?;
+        }
         tx.commit().await?;
-        Ok(done)
+        Ok(Some(done))
     }
 }
 

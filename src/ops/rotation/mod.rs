@@ -34,6 +34,9 @@ use super::patience::{AGAIN, PATIENCE};
 /// A process that was not seen for so long is taken for dead. A server says that it is alive far more often.
 pub const LIVE: Duration = Duration::from_secs(30);
 
+/// How often a data key is wrapped anew where the keys have changed before it was stored.
+const TURNS: usize = 8;
+
 /// Why something was not done to a key. Each says the mend; what was half done is finished by running the
 /// same again.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +65,13 @@ pub enum RotationError {
     /// Records do not open; they are named.
     #[error("{0}")]
     Broken(String),
+}
+
+impl RotationError {
+    /// Whenever a data key was wrapped, the keys had changed before it was stored.
+    fn keys_are_changing() -> Self {
+        Self::Refused("the keys are being changed by other commands; run this again after them".to_owned())
+    }
 }
 
 impl From<OpError> for RotationError {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use cardvault::app;
 use cardvault::base::clock::{SharedClock, SystemClock};
+use cardvault::crypto::keyring::Purpose;
 use cardvault::ops::keys::DataKeys;
 use cardvault::ops::{Policy, Vault};
 use cardvault::store::backend::Work;
 use serde_json::json;
 use sqlx::{Connection, SqliteConnection};
 
-use super::doorman::Doorman;
+use super::doorman::{Doorman, PACE, command_through};
 use super::traffic::{Traffic, assert_whole};
 use super::{age_kek, assert_clean, data_keys, id, ids, keys, number, refused, rows, status};
 use crate::support::notices::Posted;
@@ -511,6 +512,37 @@ both_engines! {
         sql::execute(&db, "DELETE FROM notices").await;
         keys(&vault, &["destroy", &second]).await;
         assert_eq!(id(&status(&vault).await, "request_mac", "active"), third);
+        vault.finish(&[&pan]).await;
+    }
+
+    /// A data key was wrapped, and before it was stored another KEK came into use and the one that wraps it was
+    /// destroyed: it is not stored, and another is wrapped under the KEK that is there.
+    async fn no_data_key_is_left_under_a_kek_that_is_gone(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        let (caller, pan) = (vault.client("checkout"), fresh_pan());
+        let card = caller.card(&pan).await;
+        for command in ["card", "fingerprint"] {
+            let kek = id(&status(&vault).await, "kek", "active");
+            let door = Arc::new(Doorman::default());
+            let late = command_through(&vault, &door).await;
+            // The rotation of the fingerprint key has waited for writers first.
+            door.hold(Work::Transaction, if command == "card" { 1 } else { 2 });
+            let late = tokio::spawn(async move {
+                match command {
+                    "card" => late.rotate_data_key(Purpose::Card).await,
+                    _ => late.rotate_fingerprint(PACE, &mut |_| ()).await,
+                }
+            });
+            door.arrived().await;
+            keys(&vault, &["rotate", "kek"]).await;
+            keys(&vault, &["destroy", &kek]).await;
+            door.let_go();
+            late.await.expect("a task").expect("rotated");
+            let under = format!("SELECT count(*) FROM data_keys WHERE kek_id = '{kek}' AND wrapped IS NOT NULL");
+            assert_eq!(number(&db, &under).await, 0, "{command}");
+        }
+        vault.restart().await;
+        assert_eq!(vault.client("checkout").card(&pan).await, card);
         vault.finish(&[&pan]).await;
     }
 }

@@ -327,8 +327,9 @@ impl KekProvider for CountedKek {
         self.kek.kek_id()
     }
 
-    fn reload(&self) {
+    fn reload(&self) -> Result<(), WrapError> {
         self.world.unwrapped.fetch_add(1, SeqCst);
+        Ok(())
     }
 }
 
