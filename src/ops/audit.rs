@@ -28,7 +28,7 @@ use crate::store::alone::Alone;
 use crate::store::audit as rows;
 use crate::store::backend::{Arg, Db, Row, StoreError, Tx};
 use crate::store::events::NewEvent;
-use crate::store::keys::is_epoch;
+use crate::store::keys::{hold_epoch, is_epoch};
 
 use super::error::OpError;
 use super::keys::DataKeys;
@@ -479,7 +479,19 @@ impl AuditedTx<'_> {
     /// As [`Self::commit`], of what was sealed in this epoch of the keys: `false` where they have changed since, and
     /// nothing was written. Who destroys a key has begun a new epoch, and then waits for those who were writing.
     pub async fn commit_sealed(mut self, epoch: i64) -> Result<bool, StoreError> {
-        if is_epoch(&mut self.tx, epoch).await? {
+        let lasts = is_epoch(&mut self.tx, epoch).await?;
+        self.commit_while(lasts).await
+    }
+
+    /// As [`Self::commit_sealed`], of what may be there once and is known again by a digest of the key in use: who
+    /// comes under the next key finds it ([`hold_epoch`]).
+    pub async fn commit_sealed_once(mut self, epoch: i64) -> Result<bool, StoreError> {
+        let lasts = hold_epoch(&mut self.tx, epoch).await?;
+        self.commit_while(lasts).await
+    }
+
+    async fn commit_while(self, lasts: bool) -> Result<bool, StoreError> {
+        if lasts {
             return self.commit().await.map(|()| true);
         }
         self.rollback().await?;

@@ -306,10 +306,12 @@ impl Vault {
         buyer: Option<&str>,
     ) -> Result<CardRow, OpError> {
         for _ in 0..TURNS {
+            // Before it is looked for: a key that comes after that was not asked.
+            let epoch = self.keys.epoch();
             if let Some(row) = self.find_by_token(merchant, token, buyer).await? {
                 return Ok(row);
             }
-            let (now, epoch) = (self.now(), self.keys.epoch());
+            let now = self.now();
             let card_id = CardId::at(now)?;
             let mac_key = self.keys.active(Purpose::RequestMac)?;
             let digest = request_mac::token_digest(&mac_key, merchant, token)?;
@@ -332,7 +334,7 @@ impl Vault {
                 let event = ReadyEvent::of_card(merchant, &card_id, "GATEWAY_TOKEN", kind, None, now)?;
                 event.insert(&mut tx).await?;
                 tx.note(&Entry::done("card.store", card_id.as_str()).with("GATEWAY_TOKEN")).await?;
-                match tx.commit_sealed(epoch).await? {
+                match tx.commit_sealed_once(epoch).await? {
                     true => self.bell.ring_written(),
                     false => drop(self.keys.follow().await?),
                 }
@@ -710,4 +712,101 @@ pub(super) async fn fingerprint_of_record(
     let place = Place { merchant, record: id.as_str(), field: Field::Pan };
     let pan = envelope::open_pan(&dek, &place, sealed)?;
     Ok(fingerprint::fingerprint(key, merchant, &pan)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::base::clock::{Clock, SharedClock, SystemClock};
+    use crate::crypto::kek::{Keks, file};
+    use crate::ops::Policy;
+    use crate::ops::keys::KeyPolicy;
+    use crate::ops::rotation::Admin;
+    use crate::store::backend::{Options, Passage, Turn, Turnstile, Work};
+    use crate::store::migrate;
+
+    /// Holds the next one who has read, before he knows what.
+    #[derive(Default)]
+    struct Gate {
+        holds: AtomicBool,
+        arrived: Notify,
+        told: Notify,
+    }
+
+    struct Entrance(Arc<Gate>);
+
+    struct Exit(Arc<Gate>);
+
+    impl Turnstile for Entrance {
+        fn enter(&self, _: Work) -> Turn<'_, Box<dyn Passage>> {
+            Box::pin(async { Ok(Box::new(Exit(self.0.clone())) as Box<dyn Passage>) })
+        }
+    }
+
+    impl Passage for Exit {
+        fn leave(self: Box<Self>) -> Turn<'static, ()> {
+            Box::pin(async move {
+                if self.0.holds.swap(false, Ordering::SeqCst) {
+                    self.0.arrived.notify_one();
+                    self.0.told.notified().await;
+                }
+                Ok(())
+            })
+        }
+    }
+
+    async fn database(folder: &Path) -> Db {
+        let url = format!("sqlite:{}", folder.join("vault.db").display());
+        Db::open(&Options { url, password_file: None }).await.expect("a database")
+    }
+
+    /// A token is looked for, and before the caller knows that it is not there, another process keeps it and the key
+    /// changes by which it is known again: it is one card.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_token_is_one_card_though_the_key_changes_after_the_look_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let keyring = folder.path().join("keyring.toml");
+        file::create_new(&keyring, &file::generate(SystemClock.now()).expect("entropy")).expect("written");
+        let clock: SharedClock = Arc::new(SystemClock);
+        let keks = Arc::new(Keks::open(&keyring, None).unwrap_or_else(|error| panic!("{error}")));
+        migrate::run(&database(folder.path()).await).await.expect("a schema");
+        let gate = Arc::new(Gate::default());
+        let mut vaults = Vec::new();
+        for door in [Some(Arc::new(Entrance(gate.clone()))), None] {
+            let db = database(folder.path()).await;
+            let keys = DataKeys::start(db.clone(), keks.clone(), &clock, KeyPolicy::default()).await;
+            let keys = keys.unwrap_or_else(|error| panic!("{error}"));
+            let db = match door {
+                Some(door) => db.through(door),
+                None => db,
+            };
+            let vault = Vault::new(db, keys, HashMap::new(), clock.clone(), Policy::default());
+            vaults.push(Arc::new(vault.unwrap_or_else(|error| panic!("{error}"))));
+        }
+        let (merchant, token) = (Merchant::parse("shop").expect("a name"), SecretText::from("ALIPAYonce=="));
+        gate.holds.store(true, Ordering::SeqCst);
+        let late = tokio::spawn({
+            let (vault, merchant, token) =
+                (vaults[0].clone(), merchant.clone(), SecretText::from("ALIPAYonce=="));
+            async move { vault.card_for_token(&merchant, &token, None).await.map(|row| row.card_id) }
+        });
+        gate.arrived.notified().await;
+        let known = vaults[1].card_for_token(&merchant, &token, None).await;
+        let known = known.unwrap_or_else(|error| panic!("{error}")).card_id;
+        let db = database(folder.path()).await;
+        let admin = Admin::new(db, keks, &clock, KeyPolicy::default(), Duration::from_secs(1));
+        let admin = admin.unwrap_or_else(|error| panic!("{error}"));
+        admin.keys.open_only().await.unwrap_or_else(|error| panic!("{error}"));
+        admin.rotate_data_key(Purpose::RequestMac).await.unwrap_or_else(|error| panic!("{error}"));
+        assert!(vaults[0].keys.follow().await.unwrap_or_else(|error| panic!("{error}")));
+        gate.told.notify_one();
+        let late = late.await.expect("a task").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(late, known);
+    }
 }

@@ -347,7 +347,7 @@ impl Vault {
                 event.insert(&mut tx).await?;
             }
             tx.note(&note(&digest)).await?;
-            if tx.commit_sealed(epoch).await? {
+            if tx.commit_sealed_once(epoch).await? {
                 return Ok(true);
             }
             self.keys.follow().await?;

@@ -306,6 +306,17 @@ pub async fn is_epoch(tx: &mut Tx, epoch: i64) -> Result<bool, StoreError> {
     Ok(tx.find(SQL, &[Arg::Int(epoch)]).await?.is_some())
 }
 
+/// As [`is_epoch`]; and no other epoch begins before the transaction ends. Who follows then finds what it has stored,
+/// by the keys before. All who ask this wait for one row, which is why only they ask it whose record may be there once.
+pub async fn hold_epoch(tx: &mut Tx, epoch: i64) -> Result<bool, StoreError> {
+    const SQL: &str = "SELECT epoch FROM key_epoch WHERE one = 1 AND epoch = $1 FOR SHARE";
+    if tx.is_sqlite() {
+        // Whoever writes is alone.
+        return is_epoch(tx, epoch).await;
+    }
+    Ok(tx.find(SQL, &[Arg::Int(epoch)]).await?.is_some())
+}
+
 /// How often the wait for other writers is begun anew, and how long one wait may hold up those who come
 /// after it.
 const WAITS: usize = 300;

@@ -7,6 +7,7 @@ mod ends;
 mod fingerprint;
 mod gateway;
 mod hsm;
+mod once;
 mod rotation;
 mod traffic;
 mod trail;
