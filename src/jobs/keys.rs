@@ -35,12 +35,21 @@ impl Follower {
         Self { started_at, opened_kek: None, told: None, beat: None, warned: None }
     }
 
-    /// Looks once, and tells what has changed; also that nothing has, every 5 seconds.
+    /// Looks once, and tells what has changed; also that nothing has, every 5 seconds. A process that cannot follow
+    /// tells so all the same: it serves, so that commands have to wait for it.
     pub async fn run_once(&mut self, vault: &Vault) -> Result<(), OpError> {
-        if vault.keys.follow().await? {
+        let followed = vault.keys.follow().await;
+        if let Ok(true) = followed {
             tracing::info!(epoch = vault.keys.epoch(), "took up a change of the keys");
         }
-        self.opened_kek = vault.keys.try_canary(self.opened_kek.take()).await?;
+        let tried = vault.keys.try_canary(self.opened_kek.clone()).await;
+        let tried = tried.map(|opened| self.opened_kek = opened);
+        let told = self.tell(vault).await;
+        followed.and(tried).and(told)
+    }
+
+    /// Says that the process is alive, and how far it has followed; and which keys should be rotated.
+    async fn tell(&mut self, vault: &Vault) -> Result<(), OpError> {
         let now = vault.clock.instant();
         let over = |since: Option<Instant>, time| since.is_none_or(|since| now.duration_since(since) >= time);
         let state = (vault.keys.epoch(), self.opened_kek.clone());

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -165,6 +166,8 @@ pub struct DataKeys {
     looking: tokio::sync::Mutex<()>,
     /// Whether the keys are open, for those who wait for it.
     opened: watch::Sender<bool>,
+    /// Whether the keys have changed, and that could not be taken up.
+    stuck: AtomicBool,
 }
 
 impl DataKeys {
@@ -197,6 +200,7 @@ impl DataKeys {
             view: ArcSwap::default(),
             looking: tokio::sync::Mutex::default(),
             opened: watch::Sender::new(false),
+            stuck: AtomicBool::new(false),
         })
     }
 
@@ -435,14 +439,29 @@ impl DataKeys {
 
     /// Takes over what has changed since the keys were last looked at; `true` where something had.
     pub async fn follow(&self) -> Result<bool, OpError> {
-        if self.are_closed() || epoch(&self.db).await? == self.epoch() {
+        if self.are_closed() {
             return Ok(false);
         }
-        match self.look().await {
-            Ok(()) => Ok(true),
-            Err(DataKeysError::Store(error)) => Err(error.into()),
-            Err(error) => Err(OpError::Unavailable(error.into())),
+        let done = match epoch(&self.db).await {
+            Ok(now) if now == self.epoch() => Ok(false),
+            Ok(_) => self.look().await.map(|()| true),
+            Err(error) => Err(error.into()),
+        };
+        match &done {
+            // The database is away, and says nothing of the keys.
+            Err(DataKeysError::Store(StoreError::Unavailable(_) | StoreError::NotBegun(_))) => {}
+            done => self.stuck.store(done.is_err(), Ordering::Relaxed),
         }
+        done.map_err(|error| match error {
+            DataKeysError::Store(error) => error.into(),
+            error => OpError::Unavailable(error.into()),
+        })
+    }
+
+    /// Whether the keys have changed, and when this process last looked it could not take that up: it stores nothing
+    /// until it can.
+    pub fn are_stuck(&self) -> bool {
+        self.stuck.load(Ordering::Relaxed)
     }
 
     /// Looks at all keys. What was known stays where this fails.

@@ -1,5 +1,5 @@
-//! Whether the vault can work: the database takes a write, the keys open what they seal, the audit trail can
-//! be appended to, callers can be let in. Each check does the real thing and takes it back, so it leaves no row behind.
+//! Whether the vault can work: the database takes a write, the keys open what they seal and their changes are taken
+//! up, the audit trail can be appended to, callers can be let in. Each check does the real thing and takes it back, so it leaves no row behind.
 //!
 //! A check must run on a task of its own: a future that is dropped during `BEGIN` harms its connection.
 
@@ -23,7 +23,7 @@ use super::error::OpError;
 pub enum Check {
     /// The database takes a write.
     Database,
-    /// The keys open what they seal.
+    /// The keys open what they seal, and their changes can be taken up.
     Keys,
     /// The audit trail can be appended to.
     Audit,
@@ -61,6 +61,9 @@ impl Vault {
     }
 
     fn check_keys(&self) -> Result<(), OpError> {
+        if self.keys.are_stuck() {
+            return Err(OpError::Unavailable(anyhow::anyhow!("a change of the keys cannot be taken up")));
+        }
         let key = self.keys.active(Purpose::Card)?;
         let merchant = Merchant::parse("canary").ok_or(OpenError)?;
         let place = Place { merchant: &merchant, record: "canary", field: Field::Details };
