@@ -3,7 +3,8 @@
 //! 1. The new KEK is entered in the keyring, not in use.
 //! 2. A canary is wrapped under it, and every live server must have opened that.
 //! 3. It comes into use in the keyring.
-//! 4. All data keys are wrapped under it, in one transaction.
+//! 4. All data keys are wrapped under it, in one transaction with a new epoch, at which servers take it for the one in
+//!    use.
 //!
 //! The old KEK stays in the keyring until it is destroyed: backups need it. Cut off after 1 or 2, the next
 //! run takes the same new KEK; after 3, it wraps what is left.
@@ -327,15 +328,38 @@ mod tests {
     const SPLIT: Target = Target::Split { shares: 4, threshold: 2 };
 
     async fn admin(folder: &Path, keyring: &Path) -> Admin {
+        let admin = never_started(folder, keyring).await;
+        admin.keys.open().await.unwrap_or_else(|error| panic!("{error}"));
+        admin
+    }
+
+    async fn never_started(folder: &Path, keyring: &Path) -> Admin {
         let url = format!("sqlite:{}", folder.join("vault.db").display());
         let db = Db::open(&Options { url, password_file: None }).await.expect("a database");
         migrate::run(&db).await.expect("a schema");
         let keks = Arc::new(Keks::open(keyring, None).unwrap_or_else(|error| panic!("{error}")));
         let clock: SharedClock = Arc::new(SystemClock);
         let admin = Admin::new(db, keks, &clock, KeyPolicy::default(), Duration::from_secs(1));
-        let admin = admin.unwrap_or_else(|error| panic!("{error}"));
-        admin.keys.open().await.unwrap_or_else(|error| panic!("{error}"));
-        admin
+        admin.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// An epoch begins with every new KEK, also where no data key is there that it could wrap.
+    #[tokio::test]
+    async fn servers_are_told_of_every_new_kek() {
+        for has_keys in [false, true] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let keyring = keyring_in(folder.path());
+            let admin = match has_keys {
+                true => admin(folder.path(), &keyring).await,
+                false => never_started(folder.path(), &keyring).await,
+            };
+            let before = epoch(&admin.db).await.expect("an epoch");
+            let begun = admin.begin_kek(Target::File, &mut |_, made| Ok(whole(made))).await;
+            let done = admin.finish_kek(begun.unwrap_or_else(|error| panic!("{error}"))).await;
+            let done = done.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((done.old != done.new, done.rewrapped > 0), (true, has_keys));
+            assert_eq!(epoch(&admin.db).await.expect("an epoch"), before + 1);
+        }
     }
 
     fn keyring_in(folder: &Path) -> PathBuf {

@@ -545,4 +545,24 @@ both_engines! {
         assert_eq!(vault.client("checkout").card(&pan).await, card);
         vault.finish(&[&pan]).await;
     }
+
+    /// Servers take a new KEK for the one in use, so that nothing warns of the old one's end any more.
+    async fn servers_take_up_which_kek_is_in_use(db: Database) {
+        let mut vault = TestVault::start(&db).await;
+        age_kek(&vault);
+        vault.restart().await;
+        let seals = async || {
+            let (_, metrics) = vault.operators("/metrics").await;
+            let line = |number: u8| format!("cardvault_key_seals{{purpose=\"kek\"}} {number}\n");
+            match (metrics.contains(&line(1)), metrics.contains(&line(0))) {
+                (true, false) => true,
+                (false, true) => false,
+                _ => panic!("{metrics}"),
+            }
+        };
+        assert!(!seals().await);
+        keys(&vault, &["rotate", "kek"]).await;
+        crate::support::eventually("the new KEK to be known", async || seals().await.then_some(())).await;
+        vault.finish(&[]).await;
+    }
 }
