@@ -71,6 +71,12 @@ pub enum StoreError {
         "old rows are still in SQLite's log, since another program reads the database: end it, and run this again"
     )]
     OldRowsInLog,
+    /// What was taken away is still in PostgreSQL's table.
+    #[error(
+        "old rows are still in PostgreSQL's table of data keys, since others have held it for too long: end them, and \
+         run this again"
+    )]
+    OldRowsInTable,
     /// A migration failed.
     #[error("the database could not be migrated")]
     Migration(#[source] Box<sqlx::migrate::MigrateError>),
@@ -595,6 +601,24 @@ impl Db {
         drop(lent);
         leave(passage).await?;
         Ok(Row::Sqlite(row).int("busy")? == 0)
+    }
+
+    /// Runs a statement of PostgreSQL's that takes a table for itself; `false` where others have it for longer than those
+    /// who come after may be held up.
+    pub(super) async fn without_waiting(&self, sql: &'static str) -> Result<bool, StoreError> {
+        let Some(lender) = self.postgres(false) else { return Ok(true) };
+        let passage = self.enter(Work::Write).await?;
+        let mut lent = lender.lend().await.map_err(StoreError::NotBegun)?;
+        // PostgreSQL asks its own cleaning of a table to go after `deadlock_timeout`, a second.
+        lent.connection()?.execute("SET lock_timeout = '1500ms'").await?;
+        let done = match lent.connection()?.execute(sql).await.map_err(StoreError::from) {
+            Err(error) if error.is_blocked() => false,
+            done => done.map(|_| true)?,
+        };
+        let ended = lent.connection()?.execute("RESET lock_timeout").await;
+        lent.after(ended.as_ref().err());
+        leave(passage).await?;
+        Ok(done)
     }
 
     /// Runs a whole transaction of SQLite's, and gives what its statements return. Where it is

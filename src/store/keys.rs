@@ -204,37 +204,46 @@ pub async fn destroy_key(tx: &mut Tx, id: &DekId, now: Millis) -> Result<bool, S
     with_epoch(tx, done).await
 }
 
-/// Has the engine overwrite what it still keeps of rows that were changed: SQLite's log, PostgreSQL's dead
-/// rows. What is in backups and in PostgreSQL's own log goes with those. [`StoreError::OldRowsInLog`] where SQLite
-/// could not for ten seconds.
+/// Has the engine take away what it still keeps of rows that were changed. What is in backups and in PostgreSQL's own
+/// log goes with those. [`StoreError::OldRowsInLog`] and [`StoreError::OldRowsInTable`] where others kept it from that
+/// for ten seconds.
 pub async fn sweep_old_rows(db: &Db) -> Result<Swept, StoreError> {
+    let end = tokio::time::Instant::now() + READERS;
     if let Some(writer) = db.sqlite() {
-        let end = tokio::time::Instant::now() + READERS;
         while !db.empty_log(writer).await? {
             if tokio::time::Instant::now() > end {
                 return Err(StoreError::OldRowsInLog);
             }
             tokio::time::sleep(BETWEEN).await;
         }
-        Ok(Swept::Yes)
-    } else {
-        let owner = db.find(IS_OWNER, &[]).await?.ok_or(StoreError::Damaged)?.int("is_owner")? == 1;
-        db.execute("VACUUM data_keys", &[]).await?;
-        db.execute("CHECKPOINT", &[]).await.or_else(|error| match error {
-            // Only a superuser may; the next checkpoint comes by itself.
-            StoreError::Refused(_) => Ok(0),
-            other => Err(other),
-        })?;
-        Ok(if owner { Swept::Yes } else { Swept::ByOwner })
+        return Ok(Swept::Overwritten);
     }
+    if db.find(IS_OWNER, &[]).await?.ok_or(StoreError::Damaged)?.int("is_owner")? != 1 {
+        return Ok(Swept::ByOwner);
+    }
+    // Without FULL a row that is dead is freed, and its bytes stay where they were.
+    while !db.without_waiting("VACUUM (FULL) data_keys").await? {
+        if tokio::time::Instant::now() > end {
+            return Err(StoreError::OldRowsInTable);
+        }
+        tokio::time::sleep(BETWEEN).await;
+    }
+    db.execute("CHECKPOINT", &[]).await.or_else(|error| match error {
+        // Only a superuser may; the next checkpoint comes by itself, and takes what is left of the table's old file.
+        StoreError::Refused(_) => Ok(0),
+        other => Err(other),
+    })?;
+    Ok(Swept::Anew)
 }
 
 /// What became of what the engine still kept of old rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swept {
-    /// It is overwritten, but for what an older transaction of PostgreSQL's still sees.
-    Yes,
-    /// PostgreSQL keeps it until the owner of the tables has them vacuumed, which this role may not.
+    /// SQLite has overwritten them in its file, and emptied its log.
+    Overwritten,
+    /// PostgreSQL has written the table anew without them, but for those that an older transaction may still see.
+    Anew,
+    /// PostgreSQL keeps them until the owner of the tables has that done, which this role may not.
     ByOwner,
 }
 

@@ -204,7 +204,13 @@ async fn the_deployed_role_is_enough_and_no_more() {
     let old = old.expect("a key that only opens");
     let done = vault.run(&["keys", "destroy", &old]).await;
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    assert!(String::from_utf8_lossy(&done.stdout).contains("run `VACUUM data_keys`"), "{done:?}");
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(said.contains("the owner of the tables runs `VACUUM (FULL) data_keys`"), "{said}");
+    assert!(said.lines().count() == 1 && !said.contains("gone from the database"), "{said}");
+    // Beside the server.
+    let mut owner = PgConnection::connect(&deployed.url("cardvault_owner")).await.expect("connect");
+    assert_eq!(refusal(&mut owner, "VACUUM (FULL) data_keys").await, None);
+    owner.close().await.expect("close");
     checkout.post("/v1/payments", &by_reference("ROLE_3", "100", &card)).await.expect(200);
 
     // A restart migrates nothing, and may.

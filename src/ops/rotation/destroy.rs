@@ -33,8 +33,8 @@ const CLEARED: i64 = 500;
 pub enum Destroyed {
     /// It is gone.
     Now(Swept),
-    /// It was gone before.
-    Before(Swept),
+    /// It was gone before. What follows its end was done again, unless that was only looked at.
+    Before(Option<Swept>),
     /// Nothing needs it; it would be gone without `dry_run`.
     Would,
 }
@@ -47,8 +47,8 @@ impl Admin {
         })?;
         let purpose = Purpose::parse(&row.purpose);
         match (KeyState::parse(&row.state), purpose) {
-            (Some(KeyState::Destroyed), _) if dry_run => return Ok(Destroyed::Before(Swept::Yes)),
-            (Some(KeyState::Destroyed), _) => return Ok(Destroyed::Before(self.finish(&row).await?)),
+            (Some(KeyState::Destroyed), _) if dry_run => return Ok(Destroyed::Before(None)),
+            (Some(KeyState::Destroyed), _) => return Ok(Destroyed::Before(Some(self.finish(&row).await?))),
             (Some(KeyState::DecryptOnly), Some(_)) => {}
             _ => {
                 return Err(RotationError::Refused(format!(
@@ -73,11 +73,11 @@ impl Admin {
             tx.rollback().await?;
         }
         let swept = self.finish(&row).await?;
-        Ok(if gone { Destroyed::Now(swept) } else { Destroyed::Before(swept) })
+        Ok(if gone { Destroyed::Now(swept) } else { Destroyed::Before(Some(swept)) })
     }
 
     /// What follows a key's end, and is done again where it was cut off: servers forget the key, its
-    /// fingerprints go, and the engine overwrites what it kept of the row.
+    /// fingerprints go, and the engine takes away what it kept of the row, as far as this role may ask for that.
     async fn finish(&self, row: &KeyRow) -> Result<Swept, RotationError> {
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
@@ -165,8 +165,10 @@ impl Admin {
         let keyring = self.keks.read_again()?;
         let Some(kek) = keyring.find(id) else {
             // What follows its end is done again, where that was cut off or could not be done.
-            let swept = if dry_run { Swept::Yes } else { sweep_old_rows(&self.db).await? };
-            return Ok(Destroyed::Before(swept));
+            if dry_run {
+                return Ok(Destroyed::Before(None));
+            }
+            return Ok(Destroyed::Before(Some(sweep_old_rows(&self.db).await?)));
         };
         if keyring.active() == id {
             return Err(RotationError::Refused(format!(

@@ -451,6 +451,35 @@ async fn a_destroyed_key_does_not_stay_in_sqlites_log() {
     vault.finish(&[]).await;
 }
 
+/// Where the vault's role owns the tables, the end of a key leaves none of its wrapped bytes in them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destroyed_key_does_not_stay_in_postgresqls_table() {
+    let name = "keys::rotation::a_destroyed_key_does_not_stay_in_postgresqls_table";
+    let Some(db) = Database::postgres(name).await else { return };
+    let vault = TestVault::start(&db).await;
+    vault.client("checkout").card(&fresh_pan()).await;
+    let dek = id(&status(&vault).await, "card", "active");
+    let wrapped = sql::bytes(&db, "data_keys", "wrapped", &format!("id = '{dek}'")).await;
+    let file = async || {
+        crate::support::postgres::shared_checkpoint().await;
+        let found = sql::rows(&db, "SELECT pg_relation_filepath('data_keys')").await;
+        db.files.join("data").join(found[0][0].as_deref().expect("a path"))
+    };
+    let is_in = |file: &std::path::Path| {
+        let bytes = std::fs::read(file).unwrap_or_default();
+        bytes.windows(wrapped.len()).any(|part| part == wrapped)
+    };
+    let before = file().await;
+    assert!(is_in(&before));
+    keys(&vault, &["rotate", "dek"]).await;
+    keys(&vault, &["reencrypt"]).await;
+    let said = keys(&vault, &["destroy", &dek]).await;
+    assert!(said.contains("written the table anew"), "{said}");
+    let after = file().await;
+    assert!(after != before && !is_in(&after) && !is_in(&before));
+    vault.finish(&[]).await;
+}
+
 both_engines! {
     /// A card was read, and before its key was at hand all records had another one, and that key was destroyed: the
     /// card is read again.
