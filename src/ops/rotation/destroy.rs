@@ -168,7 +168,9 @@ impl Admin {
             if dry_run {
                 return Ok(Destroyed::Before(None));
             }
-            return Ok(Destroyed::Before(Some(sweep_old_rows(&self.db).await?)));
+            let again = Entry::done("keys.destroy", id.as_str()).with("a kek that the keyring does not have");
+            self.begin_epoch(&again).await?;
+            return Ok(Destroyed::Before(Some(self.finish_kek_end().await?)));
         };
         if keyring.active() == id {
             return Err(RotationError::Refused(format!(
@@ -208,8 +210,13 @@ impl Admin {
         }
         self.keks.replace(keyring.without(id))?;
         tx.commit().await?;
+        Ok(Destroyed::Now(self.finish_kek_end().await?))
+    }
+
+    /// What follows a KEK's end: servers forget it, and the engine takes away what it kept of what it wrapped.
+    async fn finish_kek_end(&self) -> Result<Swept, RotationError> {
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
-        Ok(Destroyed::Now(sweep_old_rows(&self.db).await?))
+        Ok(sweep_old_rows(&self.db).await?)
     }
 }

@@ -594,4 +594,22 @@ both_engines! {
         crate::support::eventually("the new KEK to be known", async || seals().await.then_some(())).await;
         vault.finish(&[]).await;
     }
+
+    /// The end of a KEK was cut off when it was out of the keyring, and the servers had not been told: run again, the
+    /// command tells them.
+    async fn servers_forget_a_kek_whose_end_was_cut_off(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let old = id(&status(&vault).await, "kek", "active");
+        keys(&vault, &["rotate", "kek"]).await;
+        let before = status(&vault).await["epoch"].as_i64().expect("an epoch");
+        // As it stands in the keyring then.
+        let text = std::fs::read_to_string(&vault.config.keys.keyring).unwrap();
+        let entries: Vec<&str> = text.split_inclusive("[[kek]]\n").collect();
+        let without: String = entries.iter().filter(|entry| !entry.contains(&format!("id = \"{old}\""))).copied().collect();
+        std::fs::write(&vault.config.keys.keyring, without).unwrap();
+        assert_eq!(ids(&status(&vault).await, "kek", "decrypt_only").len(), 0);
+        assert!(keys(&vault, &["destroy", &old]).await.contains("destroyed before"));
+        assert!(status(&vault).await["epoch"].as_i64().expect("an epoch") > before);
+        vault.finish(&[]).await;
+    }
 }
