@@ -110,7 +110,9 @@ pub fn keep(kek: &KekId, shares: &[Share], out: Option<&Path>, threshold: u8) ->
         let text = share.text();
         let again = match out {
             Some(folder) => {
-                let path = folder.join(format!("{kek}-share-{}.txt", share.index()));
+                // With the split's name, so that a run that was cut off stands in no other's way.
+                let split = data_encoding::HEXLOWER.encode(&share.split_id());
+                let path = folder.join(format!("{kek}-split-{split}-share-{}.txt", share.index()));
                 write_file(&path, &head, &text)?;
                 eprintln!("wrote {}", path.display());
                 read_file(&path)?

@@ -1,5 +1,6 @@
 //! Dual control: one custodian alone opens nothing, a wrong share is named, and the vault waits sealed.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -7,9 +8,27 @@ use super::{id, ids, keys, refused, status, trail};
 use crate::support::eventually;
 use crate::support::vault::{TestVault, by_reference, fresh_pan};
 
-/// The share files of a KEK, in order.
-fn share_files(folder: &Path, kek: &str) -> Vec<PathBuf> {
-    (1..).map(|n| folder.join(format!("{kek}-share-{n}.txt"))).take_while(|path| path.exists()).collect()
+/// The files of a KEK's only split in a folder, in the order of the shares.
+pub fn share_files(folder: &Path, kek: &str) -> Vec<PathBuf> {
+    let mut splits = splits_in(folder, kek);
+    assert!(splits.len() <= 1, "{splits:?}");
+    splits.pop().map(|(_, files)| files).unwrap_or_default()
+}
+
+/// The splits of a KEK that have files in a folder, and those, in the order of the shares.
+fn splits_in(folder: &Path, kek: &str) -> Vec<(String, Vec<PathBuf>)> {
+    let mut splits = BTreeMap::<String, Vec<PathBuf>>::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap().to_owned();
+        let split = name.strip_prefix(&format!("{kek}-split-")).and_then(|rest| rest.split_once("-share-"));
+        if let Some((split, _)) = split {
+            splits.entry(split.to_owned()).or_default().push(path);
+        }
+    }
+    // Of fewer than ten shares.
+    splits.values_mut().for_each(|files| files.sort());
+    splits.into_iter().collect()
 }
 
 /// The text of a share, without the comment.
@@ -246,29 +265,33 @@ both_engines! {
     }
 
     /// The real program is killed as soon as it has given out the shares: either the keyring is as it was and needs
-    /// none of them, or they are the shares of the key.
+    /// none of them, or they are the shares of the key, by the split that it names. All runs have one folder.
     async fn a_split_that_is_killed_was_none_or_is_whole(db: Database) {
         let vault = TestVault::start(&db).await;
         let pan = fresh_pan();
         let caller = vault.client("checkout");
         let card = caller.card(&pan).await;
         let kek = id(&status(&vault).await, "kek", "active");
-        for round in 0..6_u64 {
-            let folder = vault.dir.path().join(format!("shares-{round}"));
-            std::fs::create_dir(&folder).unwrap();
+        let folder = vault.dir.path().join("shares");
+        std::fs::create_dir(&folder).unwrap();
+        for round in 0..6 {
+            let written = || splits_in(&folder, &kek).iter().map(|(_, files)| files.len()).sum::<usize>();
             let arguments = ["keys", "split", "--shares", "3", "--threshold", "2", "--out", path(&folder)];
             let mut run = vault.command(&arguments).spawn().unwrap();
-            while share_files(&folder, &kek).len() < 3 && run.try_wait().unwrap().is_none() {
+            while written() < 3 * (round + 1) && run.try_wait().unwrap().is_none() {
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             }
             // Now, and a little later each time.
-            tokio::time::sleep(std::time::Duration::from_millis(round * 2)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(2 * u64::try_from(round).unwrap())).await;
             run.kill().await.unwrap();
             let now = status(&vault).await;
             assert_eq!(id(&now, "kek", "active"), kek);
-            let files = share_files(&folder, &kek);
+            let splits = splits_in(&folder, &kek);
+            assert_eq!(splits.len(), round + 1, "{splits:?}");
             match now["keys"][0]["kept"].as_str() {
                 Some("split") => {
+                    let keyring = std::fs::read_to_string(&vault.config.keys.keyring).unwrap();
+                    let (_, files) = splits.iter().find(|(split, _)| keyring.contains(split.as_str())).expect("its split");
                     keys(&vault, &["combine", "--share-file", path(&files[2]), "--share-file", path(&files[0])]).await;
                 }
                 _ => drop(keys(&vault, &["rotate", "dek", "--purpose", "checkpoint"]).await),

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::custodians::share_files;
 use super::{age_kek, id, ids, keys, refused, status, trail};
 use crate::features::scenario;
 use crate::support::vault::{Caller, TestVault, by_reference, fresh_pan};
@@ -184,7 +185,8 @@ both_engines! {
         keys(&vault, &["split", "--shares", "2", "--threshold", "2", "--out", &out]).await;
         vault.stop().await;
         end(&db, "1 = 1").await;
-        let [one, two] = [1, 2].map(|n| format!("{out}/{kek}-share-{n}.txt"));
+        let files = share_files(&folder, &kek);
+        let [one, two] = [0, 1].map(|n| files[n].to_str().expect("UTF-8").to_owned());
         let shares = ["--share-file", &one, "--share-file", &two];
         let with = |command: &'static str| command.split(' ').chain(shares).collect::<Vec<_>>();
         let said = refused(&vault, &with("rotate dek")).await;
