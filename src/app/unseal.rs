@@ -17,14 +17,12 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::base::secret::SecretText;
-use crate::ops::custody::{Custody, Who};
+use crate::ops::custody::{Custody, SWEEP, Who};
 
 /// How long a custodian's program may take for its line.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest line, in bytes.
 const LINE: usize = 512;
-/// How often shares that have waited long enough are wiped.
-const SWEEP: Duration = Duration::from_secs(5);
 
 /// A bound socket; its file goes when it is dropped.
 pub(super) struct UnsealSocket {

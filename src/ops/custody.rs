@@ -3,7 +3,7 @@
 //! when, is remembered until it stands in the audit trail: while the vault is sealed, that cannot be written.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -22,6 +22,8 @@ use super::keys::DataKeys;
 
 /// How long a share waits for the others.
 pub const WAIT: Duration = Duration::from_secs(10 * 60);
+/// How often shares that have waited long enough are wiped.
+pub const SWEEP: Duration = Duration::from_secs(5);
 /// Most shares that wait at once.
 const SHARES: usize = 255;
 /// Most submissions that are remembered; of the oldest ones beyond, only the number is.
@@ -168,6 +170,26 @@ impl Custody {
         let before = state.waiting.len();
         state.waiting.retain(|waiting| waiting.until > now);
         before - state.waiting.len()
+    }
+
+    /// Does something that may wait for custodians on this very thread, and meanwhile wipes shares that have waited
+    /// long enough.
+    pub fn sweeping<T>(&self, every: Duration, work: impl FnOnce() -> T) -> T {
+        std::thread::scope(|threads| {
+            let (done, is_done) = mpsc::channel::<()>();
+            threads.spawn(move || {
+                // It is dropped when the work is done, or has panicked.
+                while is_done.recv_timeout(every) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    let wiped = self.sweep();
+                    if wiped > 0 {
+                        tracing::warn!(wiped, "shares waited 10 minutes for the others and are gone");
+                    }
+                }
+            });
+            let worked = work();
+            drop(done);
+            worked
+        })
     }
 
     /// Different shares that wait for a KEK.
@@ -325,6 +347,24 @@ pub(crate) mod tests {
         }
         let state = custody.state();
         assert_eq!((state.submissions.len(), state.gone, state.forgotten), (REMEMBERED, 3, 3));
+    }
+
+    /// Also where everybody is waited for on one thread, as a command does.
+    #[test]
+    fn a_share_is_wiped_while_a_command_waits_for_the_next() {
+        let Fixture { hands, custody, shares, .. } = fixture();
+        let left = custody.sweeping(Duration::from_millis(10), || {
+            custody.submit(&shares[0].text(), WHO).expect("taken");
+            std::thread::sleep(Duration::from_millis(50));
+            assert_eq!(custody.held(), 1);
+            hands.monotonic.store(10 * 60, Ordering::Relaxed);
+            let end = Instant::now() + Duration::from_secs(30);
+            while custody.held() > 0 && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            custody.held()
+        });
+        assert_eq!(left, 0);
     }
 
     #[test]

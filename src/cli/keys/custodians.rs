@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use crate::base::ids::KekId;
 use crate::base::secret::SecretText;
 use crate::crypto::kek::shares::Share;
-use crate::ops::custody::{Custody, Who};
+use crate::ops::custody::{Custody, SWEEP, Who};
 use crate::ops::rotation::Admin;
 
 /// Largest share file, in bytes.
@@ -30,8 +30,14 @@ impl<'a> Custodians<'a> {
         Self { custody: &admin.custody, files: files.iter().cloned().collect() }
     }
 
-    /// Collects the shares of a KEK until it is rebuilt. A wrong share is named, and asked for again.
+    /// Collects the shares of a KEK until it is rebuilt. A wrong share is named, and asked for again; one that has
+    /// waited too long for the others is gone.
     pub fn collect(&mut self, kek: &KekId) -> anyhow::Result<()> {
+        let custody = self.custody;
+        custody.sweeping(SWEEP, || self.ask_until_rebuilt(kek))
+    }
+
+    fn ask_until_rebuilt(&mut self, kek: &KekId) -> anyhow::Result<()> {
         let who =
             Who { uid: rustix::process::geteuid().as_raw(), pid: i32::try_from(std::process::id()).ok() };
         while !self.custody.keks().is_open(kek) {

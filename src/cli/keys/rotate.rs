@@ -198,6 +198,8 @@ async fn turn(
         Custodians::new(admin, &common.share_file).collect(&begun.new)?;
     }
     bring_to_server(config, &for_servers).await;
+    // Not while the servers are waited for.
+    drop(for_servers);
     Ok(admin.finish_kek(begun).await?)
 }
 
