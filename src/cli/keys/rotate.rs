@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::crypto::kek::shares::Share;
 use crate::crypto::keyring::Purpose;
 use crate::ops::rotation::Admin;
-use crate::ops::rotation::kek::{KekRotated, Target};
+use crate::ops::rotation::kek::{KekRotated, KekWould, Target};
 use crate::ops::rotation::reencrypt::Pace;
 
 use super::custodians::{self, Custodians};
@@ -104,7 +104,9 @@ impl DekPurpose {
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Kek { common, dry_run: true, .. } => would(&common, "kek").await,
+        Command::Kek { common, to, shares, threshold, dry_run: true, .. } => {
+            would_kek(&common, to, shares.zip(threshold)).await
+        }
         Command::Dek { common, purpose, dry_run: true } => would(&common, purpose.purpose().as_str()).await,
         Command::Fingerprint { common, dry_run: true, .. } => would(&common, "fingerprint").await,
         Command::Kek { common, to, shares, threshold, out, .. } => {
@@ -115,21 +117,51 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// Tells what a rotation would do to the keys of a purpose, and changes nothing.
+/// Where the new KEK shall be.
+fn target(to: Option<Provider>, numbers: Option<(u8, u8)>, present: Target) -> anyhow::Result<Target> {
+    Ok(match (to, numbers, present) {
+        (Some(Provider::File), ..) => Target::File,
+        (Some(Provider::Hsm), ..) => Target::Token,
+        (Some(Provider::Split) | None, Some((shares, threshold)), _) => Target::Split { shares, threshold },
+        (Some(Provider::Split), None, Target::Split { .. }) | (None, None, _) => present,
+        (Some(Provider::Split), None, _) => bail!("--to split needs --shares and --threshold"),
+    })
+}
+
+/// Tells what a rotation of the KEK would do, and changes nothing.
+async fn would_kek(common: &Common, to: Option<Provider>, numbers: Option<(u8, u8)>) -> anyhow::Result<()> {
+    let (_, admin) = super::admin(common).await?;
+    let to = target(to, numbers, admin.present_target())?;
+    let (would, servers) = (admin.would_rotate_kek(to).await?, admin.live().await?.len());
+    admin.end().await;
+    match would {
+        KekWould::Finish(id, left) => {
+            println!("would finish the rotation to {id}, which was begun, and wrap {left} data keys anew");
+        }
+        KekWould::Make(id, all) => {
+            let place = match to {
+                Target::File => "in the keyring file".to_owned(),
+                Target::Token => "in the token".to_owned(),
+                Target::Split { shares, threshold } => {
+                    format!("in {shares} shares of which {threshold} rebuild it")
+                }
+            };
+            println!("would make a new one {place}, after {id}, and wrap {all} data keys anew");
+        }
+    }
+    println!("{servers} running servers would have to follow");
+    Ok(())
+}
+
+/// Tells what a rotation would do to the data keys of a purpose, and changes nothing.
 async fn would(common: &Common, purpose: &str) -> anyhow::Result<()> {
     let (_, admin) = super::admin(common).await?;
     let status = admin.status().await?;
     admin.end().await;
-    let begun = status
-        .keys
-        .iter()
-        .find(|key| key.purpose == purpose && matches!(key.state.as_str(), "entered" | "next"));
+    let begun = status.keys.iter().find(|key| key.purpose == purpose && key.state == "next");
     let active = status.keys.iter().find(|key| key.purpose == purpose && key.state == "active");
     match (begun, active) {
         (Some(key), _) => println!("would finish the rotation to {}, which was begun", key.id),
-        (None, Some(key)) if purpose == "kek" => {
-            println!("would make a new one in the place of {}, and wrap {} data keys anew", key.id, key.rows);
-        }
         (None, Some(key)) => {
             println!("would make a new one in the place of {}, on which {} rows depend", key.id, key.rows);
         }
@@ -146,14 +178,7 @@ async fn kek(
     out: Option<&Path>,
 ) -> anyhow::Result<()> {
     let (config, admin) = super::opened(common).await?;
-    let present = admin.present_target();
-    let to = match (to, numbers, present) {
-        (Some(Provider::File), ..) => Target::File,
-        (Some(Provider::Hsm), ..) => Target::Token,
-        (Some(Provider::Split) | None, Some((shares, threshold)), _) => Target::Split { shares, threshold },
-        (Some(Provider::Split), None, Target::Split { .. }) | (None, None, _) => present,
-        (Some(Provider::Split), None, _) => bail!("--to split needs --shares and --threshold"),
-    };
+    let to = target(to, numbers, admin.present_target())?;
     let done = turn(&config, common, &admin, to, out).await;
     let done = super::ended(&admin, "keys.rotate", "kek", done).await?;
     if done.finished_earlier {

@@ -63,6 +63,15 @@ pub struct KekBegun {
     _lock: std::fs::File,
 }
 
+/// What a rotation would do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum KekWould {
+    /// Go on to this KEK, to which one was begun, and wrap so many data keys anew.
+    Finish(KekId, usize),
+    /// Make one in the place of this KEK, and wrap so many data keys anew.
+    Make(KekId, usize),
+}
+
 /// What a rotation came to.
 #[derive(Debug)]
 pub struct KekRotated {
@@ -96,6 +105,24 @@ impl Admin {
             Begun::Nothing => (self.enter(&keyring, to, keep).await?, false),
         };
         Ok(KekBegun { old, new, finished_earlier, _lock: lock })
+    }
+
+    /// What a rotation would do. Changes nothing, and unwraps nothing.
+    pub async fn would_rotate_kek(&self, to: Target) -> Result<KekWould, RotationError> {
+        let keyring = self.keks.keyring();
+        let rows = list_keys(&self.db).await?;
+        let left = |kek: &KekId| rows.iter().filter(|row| depends(row, kek)).count();
+        Ok(match begun(&keyring, &rows, to) {
+            Begun::Entered(id) => {
+                let left = left(&id);
+                KekWould::Finish(id, left)
+            }
+            Begun::InUse => KekWould::Finish(keyring.active().clone(), left(keyring.active())),
+            Begun::Nothing => {
+                let all = rows.iter().filter(|row| row.wrapped.is_some()).count();
+                KekWould::Make(keyring.active().clone(), all)
+            }
+        })
     }
 
     /// Waits until every live server opens what the new KEK wraps, takes it into use, and wraps all data

@@ -612,4 +612,27 @@ both_engines! {
         assert!(status(&vault).await["epoch"].as_i64().expect("an epoch") > before);
         vault.finish(&[]).await;
     }
+
+    /// What would be done depends on where the new KEK shall be: one that was begun for elsewhere is not gone on to.
+    async fn a_dry_run_tells_of_the_kek_that_is_asked_for(db: Database) {
+        let vault = TestVault::start(&db).await;
+        let now = cardvault::base::clock::Clock::now(&SystemClock).0;
+        let ghost = cardvault::base::ids::InstanceId::make().unwrap();
+        let row = format!("INSERT INTO replicas (instance, host, started_at, seen_at, epoch) VALUES ('{ghost}', 'elsewhere', {now}, {now} + 600000, 1)");
+        sql::execute(&db, &row).await;
+        refused(&vault, &["rotate", "kek", "--wait-s", "1"]).await;
+        let half = status(&vault).await;
+        let (first, entered) = (id(&half, "kek", "active"), id(&half, "kek", "entered"));
+        let would = async |more: &[&str]| keys(&vault, &[&["rotate", "kek", "--dry-run"], more].concat()).await;
+        for finishes in [&[][..], &["--to", "file"]] {
+            let said = would(finishes).await;
+            assert!(said.contains(&format!("would finish the rotation to {entered}")), "{said}");
+        }
+        let said = would(&["--to", "split", "--shares", "3", "--threshold", "2"]).await;
+        assert!(said.contains(&format!("would make a new one in 3 shares of which 2 rebuild it, after {first}")), "{said}");
+        let said = refused(&vault, &["rotate", "kek", "--dry-run", "--to", "split"]).await;
+        assert!(said.contains("needs --shares and --threshold"), "{said}");
+        assert_eq!(id(&status(&vault).await, "kek", "entered"), entered);
+        vault.finish(&[]).await;
+    }
 }
