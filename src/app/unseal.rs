@@ -148,7 +148,9 @@ fn submit(custody: &Custody, line: &SecretText, who: Who) -> serde_json::Value {
     match custody.submit(line, who) {
         Ok(taken) => {
             let (kek, have, need, open) = (taken.kek.as_str(), taken.have, taken.need, taken.open);
-            tracing::info!(kek, have, need, open, uid = who.uid, pid = who.pid, "a share was brought");
+            let (share, uid, pid) = (taken.share, who.uid, who.pid);
+            // A server that is stopped before it was ever open leaves this line alone.
+            tracing::warn!(kek, share, have, need, open, uid, pid, "a share was brought");
             serde_json::json!({ "kek": kek, "have": have, "need": need, "open": open })
         }
         Err(error) => {

@@ -60,6 +60,8 @@ pub struct Submission {
 pub struct Taken {
     /// The KEK.
     pub kek: KekId,
+    /// Which share it was.
+    pub share: u8,
     /// Different shares that wait.
     pub have: usize,
     /// How many are needed.
@@ -135,8 +137,9 @@ impl Custody {
     fn take(&self, share: Share) -> Result<Taken, ShareError> {
         let (kek, split) = self.keks.split_of(&share)?;
         share.fits(&split)?;
+        let index = share.index();
         if self.keks.is_open(&kek) {
-            return Ok(Taken { kek, have: 0, need: split.threshold, open: true });
+            return Ok(Taken { kek, share: index, have: 0, need: split.threshold, open: true });
         }
         let now = self.clock.instant();
         let mut state = self.state();
@@ -145,8 +148,8 @@ impl Custody {
             waiting.until > now && (waiting.kek != kek || waiting.share.split_id() == split.id)
         });
         let mine = |waiting: &&Waiting| waiting.kek == kek;
-        if state.waiting.iter().filter(mine).any(|waiting| waiting.share.index() == share.index()) {
-            return Err(ShareError::Again(share.index()));
+        if state.waiting.iter().filter(mine).any(|waiting| waiting.share.index() == index) {
+            return Err(ShareError::Again(index));
         }
         if state.waiting.len() >= SHARES {
             return Err(ShareError::Numbers);
@@ -155,12 +158,12 @@ impl Custody {
         let shares: Vec<&Share> = state.waiting.iter().filter(mine).map(|waiting| &waiting.share).collect();
         let have = shares.len();
         if have < usize::from(split.threshold) {
-            return Ok(Taken { kek, have, need: split.threshold, open: false });
+            return Ok(Taken { kek, share: index, have, need: split.threshold, open: false });
         }
         let rebuilt = combine(&kek, &split, &shares);
         state.waiting.retain(|waiting| waiting.kek != kek);
         self.keks.take_rebuilt(rebuilt?);
-        Ok(Taken { kek, have, need: split.threshold, open: true })
+        Ok(Taken { kek, share: index, have, need: split.threshold, open: true })
     }
 
     /// Wipes shares that have waited long enough; how many.

@@ -217,6 +217,10 @@ both_engines! {
         assert!(bring(&vault, &files[0]).await);
         assert!(!bring(&vault, &files[0]).await);
         assert!(told(&vault).await.is_empty(), "nothing can be written while the vault is sealed");
+        let log = vault.logged();
+        let line = log.lines().find(|line| line.contains("\"a share was brought\"") && line.contains(&kek));
+        let line = line.expect("the only word of it, were the server stopped now");
+        assert!(line.contains("\"WARN\"") && line.contains("\"share\":1,"), "{line}");
         let sealed_until = cardvault::base::clock::Clock::now(&cardvault::base::clock::SystemClock);
         assert!(bring(&vault, &files[2]).await);
         let count = async |expected: usize| {

@@ -623,7 +623,7 @@ both_engines! {
         refused(&vault, &["rotate", "kek", "--wait-s", "1"]).await;
         let half = status(&vault).await;
         let (first, entered) = (id(&half, "kek", "active"), id(&half, "kek", "entered"));
-        let would = async |more: &[&str]| keys(&vault, &[&["rotate", "kek", "--dry-run"], more].concat()).await;
+        let would = async |more: &[&str]| keys(&vault, &[&["rotate", "kek", "--dry-run"][..], more].concat()).await;
         for finishes in [&[][..], &["--to", "file"]] {
             let said = would(finishes).await;
             assert!(said.contains(&format!("would finish the rotation to {entered}")), "{said}");

@@ -333,10 +333,14 @@ impl TestVault {
         self.sandbox.ledger().iter().filter(|entry| mine(&entry.payment_request_id) && entry.charged).count()
     }
 
+    /// What was logged since this vault was made, by all of this process.
+    pub fn logged(&self) -> String {
+        String::from_utf8_lossy(&self.guard.captured()).into_owned()
+    }
+
     /// What was logged as an error since this vault was made, for a story that has failed.
     pub fn logged_errors(&self) -> String {
-        let captured = self.guard.captured();
-        let text = String::from_utf8_lossy(&captured);
+        let text = self.logged();
         text.lines().filter(|line| line.contains("\"ERROR\"")).collect::<Vec<_>>().join("\n")
     }
 
