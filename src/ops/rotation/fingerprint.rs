@@ -35,20 +35,22 @@ impl Admin {
         report: &mut (dyn FnMut(Progress) + Send),
     ) -> Result<Rotated, RotationError> {
         self.can_record()?;
-        let old = self.key_in(KeyState::Active).await?.ok_or_else(|| {
+        let [old, next, retired] =
+            self.keys_in([KeyState::Active, KeyState::Next, KeyState::DecryptOnly]).await?;
+        let old = old.ok_or_else(|| {
             RotationError::Refused("there is no fingerprint key yet; start a server once".to_owned())
         })?;
-        let next = match self.key_in(KeyState::Next).await? {
+        let next = match next {
+            Some(next) if next.slot == old.slot => {
+                return Err(RotationError::Refused(format!(
+                    "{} was announced for the column that {} fills, so it may not come into use; docs/keys.md says \
+                     how it is taken away",
+                    next.id, old.id
+                )));
+            }
             Some(next) => next,
-            None => self.announce(&old).await?,
+            None => self.announce(&old, retired).await?,
         };
-        if next.slot == old.slot {
-            return Err(RotationError::Refused(format!(
-                "{} was announced for the column that {} fills, so it may not come into use; docs/keys.md says \
-                 how it is taken away",
-                next.id, old.id
-            )));
-        }
         let now = epoch(&self.db).await?;
         self.wait_for_servers(|replica| replica.epoch >= now).await?;
         wait_for_writers(&self.db).await?;
@@ -72,15 +74,22 @@ impl Admin {
         Ok(Rotated { old: old.id, new: next.id })
     }
 
-    async fn key_in(&self, state: KeyState) -> Result<Option<KeyRow>, RotationError> {
-        let rows = list_keys(&self.db).await?;
-        let is = |row: &KeyRow| row.purpose == Purpose::Fingerprint.as_str() && row.state == state.as_str();
-        Ok(rows.into_iter().find(is))
+    /// The fingerprint key in each state, as they stood at one moment.
+    async fn keys_in<const N: usize>(
+        &self,
+        states: [KeyState; N],
+    ) -> Result<[Option<KeyRow>; N], RotationError> {
+        let mut rows = list_keys(&self.db).await?;
+        rows.retain(|row| row.purpose == Purpose::Fingerprint.as_str());
+        Ok(states.map(|state| {
+            let place = rows.iter().position(|row| row.state == state.as_str());
+            place.map(|place| rows.swap_remove(place))
+        }))
     }
 
     /// Announces a next key, in the column that no key has.
-    async fn announce(&self, old: &KeyRow) -> Result<KeyRow, RotationError> {
-        if let Some(retired) = self.key_in(KeyState::DecryptOnly).await? {
+    async fn announce(&self, old: &KeyRow, retired: Option<KeyRow>) -> Result<KeyRow, RotationError> {
+        if let Some(retired) = retired {
             return Err(RotationError::Refused(format!(
                 "the fingerprint key before the present one is still kept, and there are two columns; run \
                  `cardvault keys destroy {}` first",
@@ -124,7 +133,8 @@ impl Admin {
             }
         }
         // It may be somebody else's who ran this at the same moment.
-        self.key_in(KeyState::Next).await?.ok_or_else(|| {
+        let [next] = self.keys_in([KeyState::Next]).await?;
+        next.filter(|next| next.slot != old.slot).ok_or_else(|| {
             RotationError::Refused("another rotation of the fingerprint key has just ended".to_owned())
         })
     }
