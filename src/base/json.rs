@@ -457,11 +457,6 @@ mod tests {
                 assert!(Object::parse(&object(&twice)).is_none(), "{again} of {count}, escaped");
             }
         }
-        // Compared one by one, these would be a third of a billion comparisons.
-        let started = std::time::Instant::now();
-        let many = object(&names(25_000));
-        assert!(Object::parse(&many).is_some());
-        assert!(started.elapsed() < std::time::Duration::from_secs(2), "{:?}", started.elapsed());
     }
 
     #[test]

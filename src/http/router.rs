@@ -138,8 +138,7 @@ async fn answered(api: Api, request: Request, next: Next, gone: Option<Gone>) ->
                 }
                 Ok(mut pass) => {
                     let look = Look { api: &api, peer: peer.as_deref(), standing: standing.as_deref() };
-                    let looked = look.on(caller, request, next, &request_id, &mut rules, gone).await;
-                    let Some(response) = looked else { return None };
+                    let response = look.on(caller, request, next, &request_id, &mut rules, gone).await?;
                     if response.extensions().get::<Problem>().is_some_and(Problem::is_not_found)
                         && let Missed::Held { first } = pass.missed(api.vault.clock.instant())
                     {

@@ -326,6 +326,9 @@ impl Read {
     }
 }
 
+/// Tells of a chain with this closing time whether it was closed after a checkpoint.
+type Later<'a> = &'a dyn Fn(&str, Millis) -> bool;
+
 /// Compares the chains that were closed well before a checkpoint with what it says of them.
 ///
 /// Where a clock was set back, a chain that was closed later has an earlier time. Those that the checkpoint names
@@ -361,13 +364,13 @@ async fn compare_rest(
         let rows: u64 = heads.iter().map(|head| u64::try_from(head.seq + 1).unwrap_or(0)).sum();
         (u64::try_from(heads.len()).unwrap_or(u64::MAX), rows)
     };
-    let without = |later: &dyn Fn(&str, Millis) -> bool| -> Vec<&Head> {
+    let without = |later: Later<'_>| -> Vec<&Head> {
         old.iter().filter(|(head, at)| !later(&head.chain, *at)).map(|(head, _)| *head).collect()
     };
     let named = |chain: &str, _: Millis| kept.is_named_later(place, chain);
     let missed = |chain: &str, at: Millis| kept.is_missed_later(place, chain, at);
     let either = |chain: &str, at: Millis| named(chain, at) || missed(chain, at);
-    let tries: [&dyn Fn(&str, Millis) -> bool; 4] = [&|_, _| false, &named, &missed, &either];
+    let tries: [Later<'_>; 4] = [&|_, _| false, &named, &missed, &either];
     for later in tries {
         let heads = without(later);
         if counts(&heads) == (checkpoint.rest.0, checkpoint.rest.1)
