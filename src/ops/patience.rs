@@ -20,13 +20,14 @@ pub trait Passing {
 
 impl Passing for StoreError {
     fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::NotBegun(_))
     }
 }
 
 impl Passing for OpError {
     fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(why) if why.downcast_ref::<StoreError>().is_some())
+        let (Self::Unavailable(why) | Self::Unclear(why)) = self else { return false };
+        why.downcast_ref::<StoreError>().is_some()
     }
 }
 
@@ -42,5 +43,23 @@ where
             Err(error) if error.is_passing() && Instant::now() < end => sleep(AGAIN).await,
             done => return done,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Also where nothing was begun, as where no connection was to be had.
+    #[test]
+    fn a_database_that_is_away_is_waited_for_and_nothing_else_is() {
+        let away = || sqlx::Error::PoolTimedOut;
+        for error in [StoreError::Unavailable(away()), StoreError::NotBegun(away())] {
+            assert!(error.is_passing(), "{error:?}");
+            assert!(OpError::from(error).is_passing());
+        }
+        assert!(OpError::of_commit(StoreError::Unavailable(away())).is_passing());
+        assert!(!StoreError::Refused(away()).is_passing() && !StoreError::Damaged.is_passing());
+        assert!(!OpError::Unavailable(anyhow::anyhow!("the audit trail is not free")).is_passing());
     }
 }
