@@ -133,7 +133,7 @@ pub async fn insert_first_keys(tx: &mut Tx, keys: &[NewKey<'_>], epoch: i64) -> 
             return Ok(Stored::Taken);
         }
     }
-    stored(tx, true, epoch).await
+    stored(tx, epoch).await
 }
 
 /// Puts a new active key, which was wrapped in an epoch, in the place of `old`, which only opens from now on.
@@ -143,9 +143,8 @@ pub async fn rotate_key(
     key: &NewKey<'_>,
     epoch: i64,
 ) -> Result<Stored, StoreError> {
-    const SQL: &str = insert!("ON CONFLICT DO NOTHING");
-    let done = retire(tx, old, key.now).await? && tx.execute(SQL, &key.args()).await? == 1;
-    stored(tx, done, epoch).await
+    let stands = retire(tx, old, key.now).await?;
+    insert_after(tx, stands, key, epoch).await
 }
 
 /// Stores a key, which was wrapped in an epoch, that shall be active later in the place of `old`. Its place is taken
@@ -158,19 +157,22 @@ pub async fn announce_key(
 ) -> Result<Stored, StoreError> {
     // Its row is locked by this: no other comes into its place before the transaction ends.
     const HELD: &str = "UPDATE data_keys SET state = state WHERE id = $1 AND state = 'active'";
-    const SQL: &str = insert!("ON CONFLICT DO NOTHING");
-    let done =
-        tx.execute(HELD, &[Arg::Text(old.as_str())]).await? == 1 && tx.execute(SQL, &key.args()).await? == 1;
-    stored(tx, done, epoch).await
+    let stands = tx.execute(HELD, &[Arg::Text(old.as_str())]).await? == 1;
+    insert_after(tx, stands, key, epoch).await
 }
 
-/// Begins a new epoch after the one in which the key that is there was wrapped.
-async fn stored(tx: &mut Tx, is_there: bool, epoch: i64) -> Result<Stored, StoreError> {
-    Ok(match is_there {
-        false => Stored::Taken,
-        true if raise_epoch_after(tx, epoch).await? => Stored::Yes,
-        true => Stored::Late,
-    })
+/// Stores a key, where the one before it stands as it was.
+async fn insert_after(tx: &mut Tx, stands: bool, key: &NewKey<'_>, epoch: i64) -> Result<Stored, StoreError> {
+    const SQL: &str = insert!("ON CONFLICT DO NOTHING");
+    if !stands || tx.execute(SQL, &key.args()).await? != 1 {
+        return Ok(Stored::Taken);
+    }
+    stored(tx, epoch).await
+}
+
+/// Begins a new epoch after the one in which what is there now was wrapped.
+async fn stored(tx: &mut Tx, epoch: i64) -> Result<Stored, StoreError> {
+    Ok(if raise_epoch_after(tx, epoch).await? { Stored::Yes } else { Stored::Late })
 }
 
 /// Makes the announced key active in the place of `old`, with a new epoch; `false` where that is not how they

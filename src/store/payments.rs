@@ -680,7 +680,8 @@ pub async fn look_by(
 }
 
 /// Opens a cancel, so that it is known before its first byte leaves; `false` where the payment does not
-/// allow it: it is over, it has captures or refunds under way or money given back, or a cancel is open.
+/// allow it: it is over, it has captures or refunds under way or money given back, or a cancel is open. One of the
+/// vault's own that is open becomes the caller's who wants one, and keeps its look where that is due sooner.
 pub async fn open_cancel(
     tx: &mut Tx,
     account: &GatewayAccount,
@@ -690,10 +691,12 @@ pub async fn open_cancel(
     next_look: Millis,
 ) -> Result<bool, StoreError> {
     const SQL: &str = "UPDATE payments SET cancel_state = 'OPEN', cancel_by = $3, cancel_at = $4, \
-         cancel_code = NULL, next_look = $5, version = version + 1 \
-         WHERE account = $1 AND payment_request_id = $2 AND (cancel_state IS NULL OR cancel_state = 'REFUSED') \
+         cancel_code = NULL, version = version + 1, \
+         next_look = CASE WHEN cancel_state = 'OPEN' AND next_look <= $5 THEN next_look ELSE $5 END \
+         WHERE account = $1 AND payment_request_id = $2 AND (cancel_state IS NULL OR cancel_state = 'REFUSED' \
+             OR (cancel_state = 'OPEN' AND cancel_by = 'vault' AND $3 = 'caller')) \
          AND (status IN ('UNKNOWN', 'PROCESSING') OR (status = 'AUTHORIZED' AND $3 = 'caller')) \
-         AND open_operations = 0 AND refund_reserved = 0";
+         AND (cancel_state = 'OPEN' OR (open_operations = 0 AND refund_reserved = 0))";
     let args = [
         Arg::Text(account.as_str()),
         Arg::Text(id.as_str()),
@@ -701,23 +704,6 @@ pub async fn open_cancel(
         Arg::Int(now.0),
         Arg::Int(next_look.0),
     ];
-    Ok(tx.execute(SQL, &args).await? == 1)
-}
-
-/// Makes an open cancel of the vault's own the caller's, and asks for a look by `next_look`; `false` where there is none
-/// any more.
-pub async fn take_over_cancel(
-    tx: &mut Tx,
-    account: &GatewayAccount,
-    id: &PaymentRequestId,
-    now: Millis,
-    next_look: Millis,
-) -> Result<bool, StoreError> {
-    const SQL: &str = "UPDATE payments SET cancel_by = 'caller', cancel_at = $3, version = version + 1, \
-         next_look = CASE WHEN next_look <= $4 THEN next_look ELSE $4 END \
-         WHERE account = $1 AND payment_request_id = $2 AND cancel_state = 'OPEN' AND cancel_by = 'vault' \
-         AND status IN ('UNKNOWN', 'PROCESSING', 'AUTHORIZED')";
-    let args = [Arg::Text(account.as_str()), Arg::Text(id.as_str()), Arg::Int(now.0), Arg::Int(next_look.0)];
     Ok(tx.execute(SQL, &args).await? == 1)
 }
 

@@ -5,12 +5,12 @@ use serde_json::{Value, json};
 
 use super::notifications::start_scripted;
 use super::operations::{capture, manual, pay, reason, refund};
-use super::support::gateway::{PAY, Received, Reply, paid_json};
+use super::support::gateway::{PAY, PAYMENT_ID, Received, Reply, paid_json};
 use super::support::notices::Posted;
 use super::support::vault::{by_reference, fresh_pan};
 
 /// What the gateway says where the review stands like this.
-fn reviewed(call: &Received, review: Option<&str>) -> Reply {
+pub fn reviewed(call: &Received, review: Option<&str>) -> Reply {
     let mut answer = match call.path.rsplit('/').next() {
         Some("capture") => {
             let request = call.json();
@@ -28,16 +28,13 @@ fn reviewed(call: &Received, review: Option<&str>) -> Reply {
     Reply::Signed(answer.to_string())
 }
 
-/// The notification of a payment's success, as [`reviewed`] tells it.
-fn notice(id: &str, review: &str) -> String {
-    let told: Value = json!({
-        "notifyType": "PAYMENT_RESULT", "paymentRequestId": id,
-        "paymentId": "20260101194010800100188000000000001",
+/// A notification of a payment of the sample's sum.
+pub fn notice(id: &str, status: &str, code: &str) -> Value {
+    json!({
+        "notifyType": "PAYMENT_RESULT", "paymentRequestId": id, "paymentId": PAYMENT_ID,
         "paymentAmount": { "currency": "EUR", "value": "30000" },
-        "result": { "resultCode": "SUCCESS", "resultStatus": "S", "resultMessage": "success" },
-        "authReviewStatus": review,
-    });
-    told.to_string()
+        "result": { "resultCode": code, "resultStatus": status, "resultMessage": "words" },
+    })
 }
 
 both_engines! {
@@ -63,7 +60,9 @@ both_engines! {
                     checkout.get(&format!("/v1/payments/{id}?refresh=true")).await.expect(200);
                 } else {
                     gateway.on(|call| reviewed(call, None));
-                    Posted::new(notice(id, review)).send(&vault).await.expect(200);
+                    let mut told = notice(id, "S", "SUCCESS");
+                    told["authReviewStatus"] = json!(review);
+                    Posted::new(told.to_string()).send(&vault).await.expect(200);
                 }
                 let answer = checkout.post(&path, &body).await;
                 if review == "REJECT" {

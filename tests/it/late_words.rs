@@ -5,23 +5,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::notifications::start_scripted;
+use super::authorizations::{notice, reviewed};
+use super::notifications::{shown, start_scripted};
 use super::operations::{capture, manual, pay, refund, status_becomes};
-use super::support::gateway::{INQUIRY, PAY, Received, Reply, Scripted, not_exist, paid, paid_json, result};
+use super::support::gateway::{
+    INQUIRY, PAY, PAYMENT_ID, Received, Reply, Scripted, not_exist, paid, paid_json, result,
+};
 use super::support::notices::Posted;
-use super::support::vault::{Caller, TestVault, by_reference, fresh_pan, with};
+use super::support::vault::{TestVault, by_reference, fresh_pan, with};
 use super::support::{eventually, sql};
-
-const PAYMENT_ID: &str = "20260101194010800100188000000000001";
-
-/// A notification of a payment of the sample's sum.
-fn notice(id: &str, status: &str, code: &str) -> Value {
-    json!({
-        "notifyType": "PAYMENT_RESULT", "paymentRequestId": id, "paymentId": PAYMENT_ID,
-        "paymentAmount": { "currency": "EUR", "value": "30000" },
-        "result": { "resultCode": code, "resultStatus": status, "resultMessage": "words" },
-    })
-}
 
 async fn tell(vault: &TestVault, notice: &Value) {
     Posted::new(notice.to_string()).send(vault).await.expect(200);
@@ -29,10 +21,6 @@ async fn tell(vault: &TestVault, notice: &Value) {
 
 fn asked(gateway: &Scripted) -> usize {
     gateway.calls().iter().filter(|call| call.path != PAY).count()
-}
-
-async fn shown(caller: &Caller, path: &str) -> Value {
-    caller.get(&format!("/v1/payments/{path}")).await.expect(200).json()
 }
 
 /// The answer to a call about a refund.
@@ -168,23 +156,7 @@ both_engines! {
         let checkout = vault.client("checkout");
         let pan = fresh_pan();
         let card = checkout.card(&pan).await;
-        let answer = |call: &Received| match call.path.rsplit('/').next() {
-            Some("capture") => {
-                let request = call.json();
-                Reply::Signed(json!({
-                    "result": { "resultCode": "SUCCESS", "resultStatus": "S", "resultMessage": "success" },
-                    "captureRequestId": request["captureRequestId"], "captureId": "9",
-                    "paymentId": request["paymentId"], "captureAmount": request["captureAmount"],
-                }).to_string())
-            }
-            Some("inquiryPayment") => {
-                let mut answer = paid_json(call);
-                answer["authReviewStatus"] = json!("ACCEPT");
-                Reply::Signed(answer.to_string())
-            }
-            _ => paid(call),
-        };
-        gateway.on(answer);
+        gateway.on(|call| reviewed(call, (call.path == INQUIRY).then_some("ACCEPT")));
         pay(&checkout, &manual("LATE_REVIEW", "30000", &card)).await;
         let mut told = notice("LATE_REVIEW", "S", "SUCCESS");
         told["authReviewStatus"] = json!("PROCESSING");

@@ -39,7 +39,8 @@ pub async fn start_scripted(db: &Database) -> (TestVault, Scripted) {
     (vault, gateway)
 }
 
-async fn shown(caller: &Caller, id: &str) -> Value {
+/// A payment as it is shown.
+pub async fn shown(caller: &Caller, id: &str) -> Value {
     caller.get(&format!("/v1/payments/{id}")).await.expect(200).json()
 }
 

@@ -40,11 +40,13 @@ impl Vault {
             if row.status == Status::Cancelled || whose(&row) == Some(By::Caller) {
                 return self.view(&row).await;
             }
-            let done = self.decide_cancel(&row).await.map_err(|error| match error {
-                // Who looks after the payment sends a cancel that was recorded all the same.
-                OpError::Unclear(error) => OpError::OutcomeNotKnown(error),
-                error => error,
-            });
+            let next_look = self.now().plus(self.policy.look_lease);
+            let done =
+                self.open_cancel(&row.account, id, true, next_look).await.map_err(|error| match error {
+                    // Who looks after the payment sends a cancel that was recorded all the same.
+                    OpError::Unclear(error) => OpError::OutcomeNotKnown(error),
+                    error => error,
+                });
             if done? {
                 decided = Some(row);
                 break;
@@ -60,25 +62,9 @@ impl Vault {
         self.view(&sent.0).await.map_err(|error| OpError::OutcomeNotKnown(error.into()))
     }
 
-    /// Decides to cancel a payment for its caller; `false` where that cannot be any more. A cancel of the vault's own
-    /// that is out is the caller's from then on, and so is not left off where the payment turns out to be paid.
-    async fn decide_cancel(&self, row: &PaymentRow) -> Result<bool, OpError> {
-        let (account, id) = (&row.account, &row.payment_request_id);
-        let next_look = self.now().plus(self.policy.look_lease);
-        if whose(row).is_none() {
-            return self.open_cancel(account, id, true, next_look).await;
-        }
-        let mut tx = self.begin().await?;
-        if !rows::take_over_cancel(&mut tx, account, id, self.now(), next_look).await? {
-            tx.rollback().await?;
-            return Ok(false);
-        }
-        tx.note(&Entry::done("payment.cancel", id.as_str()).with("decided")).await?;
-        tx.commit().await.map_err(OpError::of_commit)?;
-        Ok(true)
-    }
-
-    /// Decides to cancel a payment, for a caller or by itself; `false` where that cannot be any more.
+    /// Decides to cancel a payment, for a caller or by itself; `false` where that cannot be any more. A cancel of the
+    /// vault's own that is out is the caller's from then on, and so is not left off where the payment turns out to be
+    /// paid.
     pub(super) async fn open_cancel(
         &self,
         account: &GatewayAccount,

@@ -33,6 +33,7 @@ use super::super::error::OpError;
 use super::attempt::Held;
 use super::prepare::Attempt;
 use super::record_name;
+use super::settle::UNDER_REVIEW;
 
 /// How long a gateway may take to let a request arrive: only what is not known this long after the last
 /// send does not exist (DESIGN: absence).
@@ -312,7 +313,7 @@ impl Vault {
         }
         let waits = self.waits_for_id(&row).await?
             || (row.wants_token && row.token_card_id.is_none())
-            || row.auth_review.as_deref() == Some("PROCESSING");
+            || row.auth_review.as_deref() == Some(UNDER_REVIEW);
         Ok(waits.then_some(Waits::Detail))
     }
 
@@ -327,7 +328,7 @@ impl Vault {
     }
 
     /// Whether a payment in process waits for its buyer on a page.
-    async fn sends_buyer(&self, row: &PaymentRow) -> Result<bool, OpError> {
+    pub(super) async fn sends_buyer(&self, row: &PaymentRow) -> Result<bool, OpError> {
         let Some(sealed) = &row.answer else { return Ok(false) };
         let kept = self.open_answer(row, sealed).await?;
         let answer = KeptAnswer::answer(&kept).and_then(Object::parse);

@@ -85,7 +85,7 @@ impl Vault {
                 {
                     Status::Unknown
                 }
-                None if self.tells_more(&now, verdict, &scrubbed).await => now.status,
+                None if self.tells_more(&now, verdict, &scrubbed, &facts).await => now.status,
                 None => {
                     let token_card = token_card.as_ref();
                     return match self.keep_late(&now, verdict, &scrubbed, &facts, token_card, source).await? {
@@ -374,27 +374,24 @@ impl Vault {
 
     /// Whether an answer that changes no status tells what the kept one does not: the page that a payment in process
     /// waits for, or more of what issuer and scheme said of one that is settled.
-    async fn tells_more(&self, now: &PaymentRow, verdict: Verdict, scrubbed: &str) -> bool {
-        let members: &[&str] = match (now.status, verdict) {
-            (Status::Processing, Verdict::InProcess) => REDIRECTS,
-            (Status::Authorized, Verdict::Paid) | (Status::Failed, Verdict::Failed) => &[RESULT_INFO],
-            _ => return false,
-        };
-        let told = Object::parse(scrubbed);
-        if !told.as_ref().is_some_and(|told| members.iter().any(|name| told.get(name).is_some())) {
-            return false;
-        }
-        let kept = match &now.answer {
-            None => return true,
-            Some(sealed) => self.open_answer(now, sealed).await,
-        };
-        // One that cannot be read now is not replaced: this is for showing.
-        let Ok(kept) = kept else { return false };
-        let kept = KeptAnswer::answer(&kept).and_then(Object::parse);
-        let Some(kept) = kept else { return true };
-        match now.status {
-            Status::Processing => !REDIRECTS.iter().any(|name| kept.get(name).is_some()),
-            _ => adds_to(told.and_then(|told| told.get(RESULT_INFO)), kept.get(RESULT_INFO)),
+    async fn tells_more(&self, now: &PaymentRow, verdict: Verdict, scrubbed: &str, facts: &Facts) -> bool {
+        match (now.status, verdict) {
+            // What cannot be read now is not replaced: this is for showing.
+            (Status::Processing, Verdict::InProcess) => {
+                facts.sends_buyer && !self.sends_buyer(now).await.unwrap_or(true)
+            }
+            (Status::Authorized, Verdict::Paid) | (Status::Failed, Verdict::Failed) => {
+                let told = Object::parse(scrubbed).and_then(|told| told.get(RESULT_INFO));
+                let Some(told) = told else { return false };
+                let kept = match &now.answer {
+                    None => return true,
+                    Some(sealed) => self.open_answer(now, sealed).await,
+                };
+                let Ok(kept) = kept else { return false };
+                let kept = KeptAnswer::answer(&kept).and_then(Object::parse);
+                kept.is_none_or(|kept| adds_to(told, kept.get(RESULT_INFO)))
+            }
+            _ => false,
         }
     }
 
@@ -487,13 +484,13 @@ impl Vault {
 }
 
 /// `authReviewStatus` while somebody looks at the authorisation.
-const UNDER_REVIEW: &str = "PROCESSING";
+pub(super) const UNDER_REVIEW: &str = "PROCESSING";
 /// What issuer and scheme said.
 const RESULT_INFO: &str = "paymentResultInfo";
 
 /// Whether an object has all members of another, and more.
-fn adds_to(told: Option<&str>, kept: Option<&str>) -> bool {
-    let Some(told) = told.and_then(Object::parse) else { return false };
+fn adds_to(told: &str, kept: Option<&str>) -> bool {
+    let Some(told) = Object::parse(told) else { return false };
     let Some(kept) = kept.and_then(Object::parse) else { return told.iter().next().is_some() };
     kept.iter().all(|(name, _)| told.get(name).is_some()) && told.iter().count() > kept.iter().count()
 }

@@ -34,6 +34,9 @@ pub const PAY: &str = "/ams/sandbox/api/v1/payments/pay";
 /// The sandbox form of inquiryPayment.
 pub const INQUIRY: &str = "/ams/sandbox/api/v1/payments/inquiryPayment";
 
+/// Antom's id of every payment here.
+pub const PAYMENT_ID: &str = "20260101194010800100188000000000001";
+
 /// A call as it arrived.
 #[derive(Debug, Clone)]
 pub struct Received {
@@ -173,7 +176,7 @@ pub fn paid_json(call: &Received) -> Value {
     let request = call.json();
     let mut answer = json!({
         "paymentRequestId": request["paymentRequestId"],
-        "paymentId": "20260101194010800100188000000000001",
+        "paymentId": PAYMENT_ID,
         "paymentAmount": request["paymentAmount"],
         "paymentCreateTime": "2026-01-01T00:00:00Z",
         "paymentResultInfo": { "networkTransactionId": "NTI000000000001", "cvvResultRaw": "Y" },
